@@ -1,0 +1,19 @@
+"""The methods: one file each, listed here and nowhere else."""
+
+from .base import Adapter, Role
+from .diff import Diff
+from .lora import Lora, LoraTucker
+from .norm import Norm
+
+__all__ = ["ADAPTERS", "Adapter", "Role", "by_name"]
+
+ADAPTERS: tuple[type[Adapter], ...] = (Lora, LoraTucker, Diff, Norm)
+
+
+def by_name(name: str) -> type[Adapter]:
+    """Returns the method of this name.
+
+    Raises:
+        KeyError: There is none.
+    """
+    return {adapter.name: adapter for adapter in ADAPTERS}[name]

@@ -1,0 +1,185 @@
+"""LoRA: the product of two thin matrices, on linear layers and convolutions.
+
+    dW = (alpha / R) * up @ down
+
+Source: LoRA, Hu et al. 2021, arXiv 2106.09685, section 4.1. LoRA-LierLa is its use on linear layers
+and 1x1 convolutions, LoRA-C3Lier (LoCon) on all convolutions: `down` then carries the kernel.
+On disk: kohya sd-scripts and LyCORIS (`lora_up`, `lora_down`, `alpha`), PEFT (`lora_A`, `lora_B`),
+and the two older spellings of diffusers. Without `alpha` the scale is 1. LoRA+, LoRA-FA and rsLoRA
+train it in other ways and save the same tensors; a DyLoRA file is one too, cut by `sliced`.
+The bias of PEFT (`lora_B.bias`) is scaled like the product.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Generator, Tensor
+
+from ..layers import Layer
+from ..shapes import Float
+from .base import ALPHA, Adapter, InitialConfig, Role, widened
+from .linalg import low_rank, require_product, tucker
+
+UP = Role(
+    "up",
+    (
+        ".lora_up.weight",
+        ".lora_B.weight",
+        ".lora_B",
+        "_lora.up.weight",
+        ".lora.up.weight",
+        ".lora_linear_layer.up.weight",
+    ),
+)
+DOWN = Role(
+    "down",
+    (
+        ".lora_down.weight",
+        ".lora_A.weight",
+        ".lora_A",
+        "_lora.down.weight",
+        ".lora.down.weight",
+        ".lora_linear_layer.down.weight",
+    ),
+)
+BIAS = Role("bias", (".lora_up.bias", ".lora_B.bias"), required=False)
+MID = Role("mid", (".lora_mid.weight",))
+
+
+@dataclass(frozen=True, eq=False)
+class Lora(Adapter):
+    """LoRA with two factors."""
+
+    name = "LoRA"
+    roles = (UP, DOWN, ALPHA, BIAS)
+
+    up: Float[Tensor, "O R ..."]
+    down: Float[Tensor, "R I ..."]
+    alpha: float | None = None
+    bias: Float[Tensor, " O"] | None = None
+
+    @property
+    def rank(self) -> int:
+        """R, the inner size of the product."""
+        return self.down.shape[0]
+
+    @property
+    def scale(self) -> float:
+        """The factor on the product: alpha / R, or 1 where the file has no alpha (or 0)."""
+        return _scale(self.alpha, self.rank)
+
+    def delta_weight(self, weight: Float[Tensor, "O ..."]) -> Float[Tensor, "O ..."]:
+        """Returns the scaled product in the shape of `weight`; only its shape is read."""
+        return low_rank(widened(self.up), widened(self.down), tuple(weight.shape)) * self.scale
+
+    def delta_bias(self, bias: Float[Tensor, " O"] | None) -> Float[Tensor, " O"] | None:
+        """Returns the scaled bias of the adapter, where the file has one."""
+        del bias
+        return None if self.bias is None else widened(self.bias) * self.scale
+
+    def delta_output(
+        self, x: Float[Tensor, "B ..."], y: Float[Tensor, "B ..."], layer: Layer
+    ) -> Float[Tensor, "..."]:
+        """Returns `scale * up(down(x))`, which never builds the weight.
+
+        A grouped convolution takes the way over the weight: a product of the two layers would mix
+        the groups.
+        """
+        if layer.groups != 1:
+            return super().delta_output(x, y, layer)
+        up, down = self.up.flatten(1), self.down.flatten(1)
+        require_product(up, down, layer.weight_shape)
+        kernel = down.reshape(self.rank, *layer.weight_shape[1:])
+        change = layer.pointwise(layer.apply(x, kernel) * self.scale, up)
+        if self.bias is not None:
+            change = change + layer.over_channels(self.bias * self.scale, change)
+        return change
+
+    @classmethod
+    def initial(cls, layer: Layer, config: InitialConfig, generator: Generator) -> "Lora":
+        """Returns Kaiming-uniform `down` (a = sqrt 5, as kohya and PEFT) and `up` at zero."""
+        outputs, *inputs = layer.weight_shape
+        down = _kaiming((config.rank, *inputs), generator)
+        up = torch.zeros(outputs, config.rank, *[1] * (len(inputs) - 1))
+        return cls(up, down, config.alpha)
+
+    def sliced(self, rank: int) -> "Lora":
+        """Returns the first `rank` ranks, as DyLoRA trains them to be used; alpha stays as it is.
+
+        So the scale becomes alpha / rank. Source: DyLoRA, Valipour et al. 2022, arXiv 2210.07558,
+        section 3, and sd-scripts `extract_lora_from_dylora.py` for the scale.
+        """
+        rank = min(rank, self.rank)
+        return replace(self, up=self.up[:, :rank], down=self.down[:rank])
+
+
+@dataclass(frozen=True, eq=False)
+class LoraTucker(Adapter):
+    """LoRA on a convolution with a small core that carries the kernel.
+
+        dW[o, i, *k] = (alpha / R) * sum over m, r of up[o, m] mid[m, r, *k] down[r, i]
+
+    Source: LyCORIS, Yeh et al. 2024, arXiv 2309.14859, section 3 (`use_tucker`, older `use_cp`).
+    """
+
+    name = "LoRA (Tucker)"
+    roles = (UP, MID, DOWN, ALPHA, BIAS)
+
+    up: Float[Tensor, "O M ..."]
+    mid: Float[Tensor, "M R *K"]
+    down: Float[Tensor, "R I ..."]
+    alpha: float | None = None
+    bias: Float[Tensor, " O"] | None = None
+
+    @property
+    def rank(self) -> int:
+        """R, the inner size next to the input."""
+        return self.down.shape[0]
+
+    @property
+    def scale(self) -> float:
+        """The factor on the product: alpha / R, or 1 where the file has no alpha (or 0)."""
+        return _scale(self.alpha, self.rank)
+
+    def delta_weight(self, weight: Float[Tensor, "O ..."]) -> Float[Tensor, "O ..."]:
+        """Returns the scaled kernel; only the shape of `weight` is read."""
+        up, mid, down = widened(self.up), widened(self.mid), widened(self.down)
+        return tucker(up.flatten(1), mid, down.flatten(1), tuple(weight.shape)) * self.scale
+
+    def delta_bias(self, bias: Float[Tensor, " O"] | None) -> Float[Tensor, " O"] | None:
+        """Returns the scaled bias of the adapter, where the file has one."""
+        del bias
+        return None if self.bias is None else widened(self.bias) * self.scale
+
+    def delta_output(
+        self, x: Float[Tensor, "B ..."], y: Float[Tensor, "B ..."], layer: Layer
+    ) -> Float[Tensor, "..."]:
+        """Returns `scale * up(mid(down(x)))`; only `mid` has the geometry of the layer."""
+        if layer.groups != 1 or layer.kind != "conv":
+            return super().delta_output(x, y, layer)
+        hidden = layer.pointwise(x, self.down.flatten(1))
+        hidden = layer.apply(hidden, self.mid) * self.scale
+        change = layer.pointwise(hidden, self.up.flatten(1))
+        if self.bias is not None:
+            change = change + layer.over_channels(self.bias * self.scale, change)
+        return change
+
+    @classmethod
+    def initial(cls, layer: Layer, config: InitialConfig, generator: Generator) -> "LoraTucker":
+        """Returns Kaiming-uniform `down` and `mid`, and `up` at zero, as LyCORIS does."""
+        outputs, inputs, *kernel = layer.weight_shape
+        rank = config.rank
+        down = _kaiming((rank, inputs, *[1] * len(kernel)), generator)
+        mid = _kaiming((rank, rank, *kernel), generator)
+        return cls(torch.zeros(outputs, rank, *[1] * len(kernel)), mid, down, config.alpha)
+
+
+def _scale(alpha: float | None, rank: int) -> float:
+    return alpha / rank if alpha else 1.0
+
+
+def _kaiming(shape: tuple[int, ...], generator: Generator) -> Tensor:
+    """Returns `kaiming_uniform_` with a = sqrt 5: uniform within 1 / sqrt(fan in)."""
+    bound = 1 / math.sqrt(math.prod(shape[1:]))
+    return torch.empty(shape).uniform_(-bound, bound, generator=generator)

@@ -1,0 +1,133 @@
+"""Places the adapters of a file on the weights of a model, and says what found no home."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from .adapters import Adapter
+from .errors import NoMatchError, ShapeError
+from .families import detect, in_text_encoder
+from .formats.parse import AdapterSet
+from .keymap import KeyMap, Target
+
+
+@dataclass(frozen=True, eq=False)
+class Bound:
+    """An adapter and the weight that it changes."""
+
+    module: str
+    """Module name as in the file."""
+    target: Target
+    adapter: Adapter
+
+
+@dataclass(frozen=True, eq=False)
+class Binding:
+    """The adapters of a file that have a home in one model."""
+
+    bound: tuple[Bound, ...]
+    unmatched: tuple[str, ...]
+    """Module names that mean nothing in this model."""
+
+
+def bind(adapter_set: AdapterSet, key_map: KeyMap) -> Binding:
+    """Finds the weight of every adapter.
+
+    Raises:
+        ShapeError: An adapter does not fit the weight that its name means.
+    """
+    bound: list[Bound] = []
+    unmatched: list[str] = []
+    misfits: list[str] = []
+    for module, adapters in adapter_set.adapters.items():
+        target = key_map.target(module)
+        if target is None:
+            unmatched.append(module)
+            continue
+        for adapter in adapters:
+            try:
+                check_fit(adapter, target, key_map)
+            except ShapeError as error:
+                misfits.append(f"{module}: {error}")
+            bound.append(Bound(module, target, adapter))
+    if misfits:
+        more = f" and {len(misfits) - 1} more" if len(misfits) > 1 else ""
+        raise ShapeError(
+            f"{adapter_set.source} does not fit this model in {len(misfits)} of "
+            f"{len(bound)} layers: {misfits[0]}{more}. {_made_for(adapter_set, key_map)}"
+        )
+    return Binding(tuple(bound), tuple(unmatched))
+
+
+def check_fit(adapter: Adapter, target: Target, key_map: KeyMap) -> None:
+    """Checks an adapter against the shape of its target, without computing anything.
+
+    Raises:
+        ShapeError: It does not fit.
+    """
+    shape = key_map.shapes[target.weight]
+    if target.rows is not None:
+        shape = (target.rows.length, *shape[1:])
+    shapes_only = adapter.to("meta")
+    weight = torch.empty(shape, device="meta")
+    change = shapes_only.delta_weight(weight)
+    assert change is None or change.shape == weight.shape, f"{adapter.name} made {change.shape}"
+    shift = shapes_only.delta_bias(None)
+    if shift is not None and shift.shape != shape[:1]:
+        raise ShapeError(f"its bias has {shift.shape[0]} numbers, the layer {shape[0]} outputs")
+
+
+def require_match(
+    adapter_set: AdapterSet,
+    bindings: Sequence[Binding],
+    key_maps: Sequence[KeyMap],
+) -> tuple[str, ...]:
+    """Returns the module names that mean nothing in any of the models.
+
+    Args:
+        adapter_set: The file.
+        bindings: Its binding to each model that is connected.
+        key_maps: Their key maps, in the same order.
+
+    Raises:
+        NoMatchError: Nothing of the file has a home.
+    """
+    if not any(binding.bound for binding in bindings):
+        encoders = all(in_text_encoder(module) for module in adapter_set.adapters)
+        part = "text encoder" if encoders else "diffusion model"
+        raise NoMatchError(
+            f"Nothing of {adapter_set.source} fits: none of its {len(adapter_set.adapters)} modules "
+            f"has a home in what is connected, for example {next(iter(adapter_set.adapters))}. "
+            f"{_made_for(adapter_set, *key_maps)} The file is for the {part}: connect one that fits."
+        )
+    unmatched = [set(binding.unmatched) for binding in bindings]
+    nowhere = set.intersection(*unmatched)
+    return tuple(module for module in adapter_set.adapters if module in nowhere)
+
+
+def _made_for(adapter_set: AdapterSet, *key_maps: KeyMap) -> str:
+    """Says what the file was made for and what the model is, as far as it can be told."""
+    of_file = detect(
+        {
+            module: frozenset(
+                size
+                for adapter in adapters
+                for tensor in adapter.tensors().values()
+                for size in tensor.shape
+            )
+            for module, adapters in adapter_set.adapters.items()
+        }
+    )
+    of_model = detect(
+        {weight: frozenset(shape) for key_map in key_maps for weight, shape in key_map.shapes.items()}
+    )
+    said = adapter_set.metadata.architecture
+    made = of_file.name if of_file else said
+    sentences = [
+        f"The file was made for {made}" if made else "What the file was made for is unknown",
+        f"the model is {of_model.name}" if of_model else "the model's family is unknown",
+    ]
+    return "; ".join(sentences) + "."
+
+

@@ -1,0 +1,33 @@
+"""Every error a user can meet: each message says what is wrong, where, and what to do."""
+
+
+class AdapterError(Exception):
+    """Base of all errors of the pack."""
+
+
+class FileError(AdapterError):
+    """A file cannot be read as an adapter at all: missing, truncated, another format."""
+
+
+class FormatError(AdapterError):
+    """A file can be read, but its tensors make no adapter: none is known, or which is unclear."""
+
+
+class MissingTensorError(FormatError):
+    """A module of the file has some tensors of its method and lacks a required one."""
+
+
+class NonFiniteError(FormatError):
+    """A tensor holds NaN or infinity."""
+
+
+class ShapeError(AdapterError):
+    """Shapes contradict each other, inside an adapter or between an adapter and its weight."""
+
+
+class NoMatchError(AdapterError):
+    """No module of the file has a home in the model: most likely made for another family."""
+
+
+class UnsupportedLayerError(AdapterError):
+    """A method has no meaning on this kind of layer, or a layer cannot be reached."""

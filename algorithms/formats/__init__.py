@@ -1,0 +1,1 @@
+"""Adapter files: reading, parsing, writing. Knows methods, never models."""

@@ -1,0 +1,81 @@
+"""Shapes in annotations: `Float[Tensor, "O R"]`, and the check of real tensors against them.
+
+One annotation serves the reader, the test run (jaxtyping and beartype check every call) and the
+check of user files (`check_fields`). Letters, everywhere in the pack:
+
+    B batch    O output channels    I input channels per group    *K kernel sizes    R rank
+    T tokens   C channels           ... any further axes
+"""
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from .errors import ShapeError
+
+if TYPE_CHECKING:
+    from typing import Annotated as Float
+else:
+    try:
+        from jaxtyping import Float
+    except ImportError:
+        from typing import Annotated as Float
+
+__all__ = ["Float", "check_fields"]
+
+Sizes = dict[str, tuple[int, str]]
+"""Letter -> (size, name of the field that set it)."""
+
+
+def check_fields(owner: type, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Checks named tensors against the shape annotations of a dataclass.
+
+    Args:
+        owner: The dataclass whose fields are annotated.
+        tensors: Field name -> tensor; fields without a tensor are not looked at.
+        where: Where the tensors come from, for the message.
+
+    Raises:
+        ShapeError: A tensor has another number of axes than its annotation, or a letter would
+            have two sizes.
+    """
+    sizes: Sizes = {}
+    for field in dataclasses.fields(owner):
+        axes = _annotated_axes(field.type)
+        if axes is None or field.name not in tensors:
+            continue
+        shape = tuple(tensors[field.name].shape)
+        for letter, size in _pairs(axes, shape, f"{where}: {field.name}"):
+            known = sizes.setdefault(letter, (size, field.name))
+            if known[0] != size:
+                raise ShapeError(
+                    f"{where}: {field.name} has shape {shape}, so {letter} is {size} here, "
+                    f"but {known[0]} in {known[1]}. The file is damaged or of an unknown variant."
+                )
+
+
+def _annotated_axes(annotation: Any) -> list[str] | None:
+    """Returns the axes of `Float[Tensor, "O R"]`, also inside `... | None`; None for other types."""
+    if dims := getattr(annotation, "dim_str", None):  # jaxtyping is installed
+        return dims.split()
+    if typing.get_origin(annotation) is typing.Annotated:
+        return annotation.__metadata__[0].split()
+    found = (_annotated_axes(part) for part in typing.get_args(annotation))
+    return next((axes for axes in found if axes is not None), None)
+
+
+def _pairs(axes: list[str], shape: tuple[int, ...], where: str) -> list[tuple[str, int]]:
+    """Pairs letters with sizes; axes under `...` or `*name` are free."""
+    variadic = [i for i, axis in enumerate(axes) if axis == "..." or axis.startswith("*")]
+    fixed = len(axes) - len(variadic)
+    if len(shape) < fixed or (len(shape) > fixed and not variadic):
+        raise ShapeError(f"{where} has shape {shape}, but [{' '.join(axes)}] is expected.")
+    if not variadic:
+        return list(zip(axes, shape, strict=True))
+    head, tail = axes[: variadic[0]], axes[variadic[0] + 1 :]
+    return [*zip(head, shape, strict=False)] + [
+        *zip(tail, shape[len(shape) - len(tail) :], strict=True)
+    ]

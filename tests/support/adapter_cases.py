@@ -1,0 +1,90 @@
+"""One line for each method: adapters with every tensor at work, for the laws."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from anyadapter.algorithms.adapters import Adapter
+from anyadapter.algorithms.adapters.diff import Diff
+from anyadapter.algorithms.adapters.lora import Lora, LoraTucker
+from anyadapter.algorithms.adapters.norm import Norm
+from layer_cases import LayerCase, norm_cases, product_cases
+from torch import Tensor
+
+Make = Callable[[LayerCase], Adapter]
+
+
+@dataclass(frozen=True)
+class AdapterCase:
+    """A variant of a method and the layers that it can change."""
+
+    name: str
+    make: Make
+    layers: Callable[[], list[LayerCase]] = product_cases
+
+
+def random(*shape: int) -> Tensor:
+    """Returns numbers of both signs, from a seed that depends on the shape."""
+    generator = torch.Generator().manual_seed(sum(shape))
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def _lora(case: LayerCase, alpha: float | None = 2.0, *, bias: bool = False) -> Lora:
+    outputs, *inputs = case.layer.weight_shape
+    up = random(outputs, 4, *[1] * (len(inputs) - 1))
+    return Lora(up, random(4, *inputs), alpha, random(outputs) if bias else None)
+
+
+def _lora_of_matrices(case: LayerCase) -> Lora:
+    outputs, *inputs = case.layer.weight_shape
+    return Lora(random(outputs, 4), random(4, torch.Size(inputs).numel()), 3.0)
+
+
+def _tucker(case: LayerCase) -> LoraTucker:
+    outputs, inputs, *kernel = case.layer.weight_shape
+    ones = [1] * len(kernel)
+    return LoraTucker(
+        random(outputs, 4, *ones), random(4, 3, *kernel), random(3, inputs, *ones), 2.0
+    )
+
+
+def _diff(case: LayerCase) -> Diff:
+    return Diff(random(*case.layer.weight_shape), random(case.layer.weight_shape[0]))
+
+
+def _norm(case: LayerCase) -> Norm:
+    return Norm(random(*case.layer.weight_shape), random(*case.layer.weight_shape))
+
+
+def _convolutions() -> list[LayerCase]:
+    return [case for case in product_cases() if case.layer.kind == "conv"]
+
+
+def _norms_with_bias() -> list[LayerCase]:
+    return [case for case in norm_cases() if case.bias is not None]
+
+
+ADAPTER_CASES = (
+    AdapterCase("lora", _lora),
+    AdapterCase("lora without alpha", lambda case: _lora(case, None)),
+    AdapterCase("lora with bias", lambda case: _lora(case, bias=True)),
+    AdapterCase("lora of matrices", _lora_of_matrices),
+    AdapterCase("lora of 1x1 kernels", lambda case: _lora_1x1(case), lambda: [product_cases()[0]]),
+    AdapterCase("dylora slice", lambda case: _lora(case).sliced(3)),
+    AdapterCase("lora tucker", _tucker, _convolutions),
+    AdapterCase("full", _diff),
+    AdapterCase("full on norms", _diff, norm_cases),
+    AdapterCase("bias only", lambda case: Diff(diff_b=random(case.layer.weight_shape[0]))),
+    AdapterCase("norm", _norm, norm_cases),
+    AdapterCase(
+        "norm, shift only",
+        lambda case: Norm(b_norm=random(*case.layer.weight_shape)),
+        _norms_with_bias,
+    ),
+)
+
+
+def _lora_1x1(case: LayerCase) -> Lora:
+    """A convolution's LoRA on a linear layer, as SD 1 files have it on SDXL-like models."""
+    outputs, inputs = case.layer.weight_shape
+    return Lora(random(outputs, 4, 1, 1), random(4, inputs, 1, 1), 2.0)

@@ -1,0 +1,112 @@
+"""Layers of every kind for the laws: unequal sides, odd kernels, stride, padding, groups, bias."""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from anyadapter.algorithms.layers import Layer
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class LayerCase:
+    """A module of torch, the same layer as adapters see it, and an input."""
+
+    name: str
+    module: nn.Module
+    layer: Layer
+    x: Tensor
+
+    @property
+    def weight(self) -> Tensor:
+        assert isinstance(self.module.weight, Tensor)
+        return self.module.weight.detach()
+
+    @property
+    def bias(self) -> Tensor | None:
+        bias = getattr(self.module, "bias", None)
+        return None if bias is None else bias.detach()
+
+    def with_base(self, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Returns what the module computes with another weight and bias, by torch's own forward."""
+        parameters = {"weight": weight} | ({} if bias is None else {"bias": bias})
+        if bias is not None and self.bias is None:
+            y = torch.func.functional_call(self.module, {"weight": weight}, (self.x,))
+            return y + self.layer.over_channels(bias.to(y.dtype), y)
+        return torch.func.functional_call(self.module, parameters, (self.x,))
+
+    def to(self, dtype: torch.dtype) -> "LayerCase":
+        """Returns the case in another dtype."""
+        module = copy.deepcopy(self.module).to(dtype)
+        return LayerCase(self.name, module, layer_of(module), self.x.to(dtype))
+
+
+def layer_of(module: nn.Module) -> Layer:
+    """Describes a module of torch, written apart from the host's own reading of modules."""
+
+    def read_base() -> tuple[Tensor, Tensor | None]:
+        bias = getattr(module, "bias", None)
+        return module.weight.detach(), None if bias is None else bias.detach()
+
+    shape = tuple(module.weight.shape)
+    if isinstance(module, nn.Linear):
+        return Layer("linear", shape, read_base=read_base)
+    if isinstance(module, nn.LayerNorm):
+        return Layer("layer_norm", shape, eps=module.eps, read_base=read_base)
+    if isinstance(module, nn.GroupNorm):
+        return Layer(
+            "group_norm", shape, groups=module.num_groups, eps=module.eps, read_base=read_base
+        )
+    if isinstance(module, nn.RMSNorm):
+        return Layer("rms_norm", shape, eps=module.eps, read_base=read_base)
+    return Layer(
+        "conv",
+        shape,
+        module.stride,
+        module.padding,
+        module.dilation,
+        module.groups,
+        module.padding_mode,
+        read_base=read_base,
+    )
+
+
+def _case(name: str, module: nn.Module, *shape: int) -> LayerCase:
+    module = module.double().requires_grad_(False)
+    generator = torch.Generator().manual_seed(len(name))
+    for parameter in module.parameters():
+        parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    x = torch.randn(shape, generator=generator, dtype=torch.float64)
+    return LayerCase(name, module, layer_of(module), x)
+
+
+def product_cases() -> list[LayerCase]:
+    """Linear layers and convolutions: 8 outputs, 6 inputs."""
+    cases = [
+        _case("linear", nn.Linear(6, 8), 2, 7, 6),
+        _case("linear, no bias", nn.Linear(6, 8, bias=False), 2, 6),
+        _case("conv1d", nn.Conv1d(6, 8, 3, padding=1), 2, 6, 9),
+        _case("conv1d, stride 2, no bias", nn.Conv1d(6, 8, 5, stride=2, bias=False), 2, 6, 11),
+        _case("conv2d 1x1", nn.Conv2d(6, 8, 1), 2, 6, 4, 5),
+        _case("conv2d 3x5", nn.Conv2d(6, 8, (3, 5), padding=(1, 2)), 2, 6, 7, 9),
+        _case("conv2d, stride", nn.Conv2d(6, 8, 3, stride=(2, 1), padding=1), 2, 6, 8, 9),
+        _case("conv2d, dilation, no bias", nn.Conv2d(6, 8, 3, dilation=2, bias=False), 2, 6, 9, 9),
+        _case("conv2d, 2 groups", nn.Conv2d(12, 8, (3, 5), padding=1, groups=2), 2, 12, 7, 9),
+        _case(
+            "conv2d, reflected",
+            nn.Conv2d(6, 8, (3, 5), padding=(1, 2), padding_mode="reflect"),
+            *(2, 6, 7, 9),
+        ),
+        _case("conv3d", nn.Conv3d(6, 8, (1, 3, 5), padding=(0, 1, 2)), 2, 6, 3, 5, 7),
+    ]
+    return cases
+
+
+def norm_cases() -> list[LayerCase]:
+    """Norm layers of 8 channels."""
+    return [
+        _case("layer norm", nn.LayerNorm(8), 2, 7, 8),
+        _case("layer norm, no bias", nn.LayerNorm(8, bias=False), 2, 7, 8),
+        _case("group norm", nn.GroupNorm(4, 8), 2, 8, 5, 3),
+        _case("rms norm", nn.RMSNorm(8, eps=1e-6), 2, 7, 8),
+    ]
