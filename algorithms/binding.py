@@ -120,7 +120,11 @@ def _made_for(adapter_set: AdapterSet, *key_maps: KeyMap) -> str:
         }
     )
     of_model = detect(
-        {weight: frozenset(shape) for key_map in key_maps for weight, shape in key_map.shapes.items()}
+        {
+            weight: frozenset(shape)
+            for key_map in key_maps
+            for weight, shape in key_map.shapes.items()
+        }
     )
     said = adapter_set.metadata.architecture
     made = of_file.name if of_file else said
@@ -129,5 +133,3 @@ def _made_for(adapter_set: AdapterSet, *key_maps: KeyMap) -> str:
         f"the model is {of_model.name}" if of_model else "the model's family is unknown",
     ]
     return "; ".join(sentences) + "."
-
-

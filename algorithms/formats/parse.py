@@ -2,7 +2,7 @@
 
 import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -33,7 +33,11 @@ class AdapterSet:
 
     def sliced(self, rank: int) -> "AdapterSet":
         """Returns the set with every low-rank adapter cut to its first `rank` ranks."""
-        return self._each(lambda _, adapter: adapter.sliced(rank))
+
+        def slice_one(_: str, adapter: Adapter) -> Adapter:
+            return adapter.sliced(rank)
+
+        return self._each(slice_one)
 
     def as_trained(self) -> "AdapterSet":
         """Returns the set with each alpha as training meant it, where the tensors do not say it.
@@ -55,7 +59,7 @@ class AdapterSet:
         changed: dict[str, Any] = {"alpha": alpha * self.metadata.dylora_alpha_factor}
         return replace(adapter, **changed)
 
-    def _each(self, change: Any) -> "AdapterSet":
+    def _each(self, change: Callable[[str, Adapter], Adapter]) -> "AdapterSet":
         return replace(
             self,
             adapters={
@@ -88,7 +92,9 @@ def parse_tensors(
         claims = _claims(suffixes)
         claimed = {suffix for claim in claims for suffix in claim.suffixes.values()}
         left = [suffix for suffix in suffixes if suffix not in claimed]
-        incomplete += [f"{module} has {suffix[1:]}, {_lack(suffix)}" for suffix in left if _owned(suffix)]
+        incomplete += [
+            f"{module} has {suffix[1:]}, {_lack(suffix)}" for suffix in left if _owned(suffix)
+        ]
         unclaimed += [suffixes[suffix] for suffix in left]
         if claims:
             adapters[module] = tuple(
@@ -170,9 +176,7 @@ def _claims(suffixes: Suffixes) -> list[_Claim]:
     return claims
 
 
-def _build(
-    claim: _Claim, suffixes: Suffixes, tensors: Mapping[str, Tensor], where: str
-) -> Adapter:
+def _build(claim: _Claim, suffixes: Suffixes, tensors: Mapping[str, Tensor], where: str) -> Adapter:
     """Makes the adapter of a claim from its tensors, checked."""
     values: dict[str, Any] = {}
     for role in claim.method.roles:
@@ -197,7 +201,9 @@ def _scalar(tensor: Tensor, key: str, where: str) -> float | None:
 
 def _finite(tensor: Tensor, key: str, where: str) -> Tensor:
     """Returns the tensor if all its numbers are finite."""
-    numbers = tensor if tensor.dtype.itemsize > 1 or not tensor.is_floating_point() else tensor.float()
+    numbers = (
+        tensor if tensor.dtype.itemsize > 1 or not tensor.is_floating_point() else tensor.float()
+    )
     if not torch.isfinite(numbers).all():
         raise NonFiniteError(
             f"{where}: {key} contains NaN or infinity. It would turn every picture black; "

@@ -103,7 +103,9 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
     try:
         header: dict[str, Any] = json.loads(text)
     except ValueError as error:
-        raise FileError(f"{path.name} has a damaged header ({error}). Download it again.") from error
+        raise FileError(
+            f"{path.name} has a damaged header ({error}). Download it again."
+        ) from error
     ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
     expected_bytes = 8 + length + max(ends, default=0)
     if size_bytes < expected_bytes:

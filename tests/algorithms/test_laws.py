@@ -1,13 +1,15 @@
 """The laws that hold for every method on every layer: see `house.md` of the project, or here.
 
-    forward with hook == forward with merged weight, at every strength;  strength 0 == base, exactly;
-    the adapter does something;  several adapters add, whatever their order;  a start changes nothing
+forward with hook == forward with merged weight, at every strength;  strength 0 == base, exactly;
+the adapter does something;  several adapters add, whatever their order;  a start changes nothing
 """
 
 import itertools
 
 import pytest
 import torch
+from torch import Tensor
+
 from adapter_cases import ADAPTER_CASES, AdapterCase
 from anyadapter.algorithms.adapters import ADAPTERS, Adapter
 from anyadapter.algorithms.adapters.base import InitialConfig
@@ -15,7 +17,6 @@ from anyadapter.algorithms.dispatch import Dispatcher
 from anyadapter.algorithms.layers import Rows
 from anyadapter.algorithms.strength import Placed, hooked_output, merged_bias, merged_weight
 from layer_cases import LayerCase
-from torch import Tensor
 
 STRENGTHS = (1.0, 0.5, -0.7)
 
@@ -64,9 +65,7 @@ def test_the_adapter_changes_the_output(adapter_case: AdapterCase, layer_case: L
 
 
 @each_pair
-def test_the_change_is_linear_in_strength(
-    adapter_case: AdapterCase, layer_case: LayerCase
-) -> None:
+def test_the_change_is_linear_in_strength(adapter_case: AdapterCase, layer_case: LayerCase) -> None:
     adapter = adapter_case.make(layer_case)
     base = layer_case.module(layer_case.x)
     full = hooked(layer_case, [Placed(adapter, 1.0)]) - base
@@ -75,9 +74,7 @@ def test_the_change_is_linear_in_strength(
 
 
 @each_pair
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.bfloat16, 0.02), (torch.float16, 0.0025)]
-)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.02), (torch.float16, 0.0025)])
 def test_low_precision_stays_near_float64(
     adapter_case: AdapterCase, layer_case: LayerCase, dtype: torch.dtype, tolerance: float
 ) -> None:
@@ -102,7 +99,9 @@ def adapters_on(layer_name: str) -> list[tuple[str, Adapter, LayerCase]]:
     ]
 
 
-@pytest.mark.parametrize("layer_name", ["linear", "conv2d, stride", "conv2d, 2 groups", "group norm"])
+@pytest.mark.parametrize(
+    "layer_name", ["linear", "conv2d, stride", "conv2d, 2 groups", "group norm"]
+)
 def test_every_ordered_pair_of_methods_adds(layer_name: str) -> None:
     for (_, first, layer), (_, second, _) in itertools.permutations(adapters_on(layer_name), 2):
         placed = [Placed(first, 0.5), Placed(second, -0.7)]
@@ -125,10 +124,11 @@ def test_hook_equals_merge_on_some_rows(
         return  # a norm has no rows: its weight is never fused
     if layer_case.layer.groups != 1:
         return  # rows of a grouped convolution do not see all inputs: no such target exists
-    narrow = LayerCase(
-        "narrow", layer_case.module, layer_case.layer.narrowed(rows), layer_case.x
-    )
-    placed = [Placed(adapter_case.make(narrow), 0.5, rows), Placed(adapter_case.make(layer_case), 1.0)]
+    narrow = LayerCase("narrow", layer_case.module, layer_case.layer.narrowed(rows), layer_case.x)
+    placed = [
+        Placed(adapter_case.make(narrow), 0.5, rows),
+        Placed(adapter_case.make(layer_case), 1.0),
+    ]
     result = hooked(layer_case, placed)
     torch.testing.assert_close(result, merged(layer_case, placed))
     only_rows = hooked(layer_case, placed[:1]) - layer_case.module(layer_case.x)
@@ -162,9 +162,7 @@ def test_a_start_changes_nothing_and_can_be_trained(method: type[Adapter]) -> No
 def test_a_dispatcher_passes_calls_on_once_it_is_retired() -> None:
     _, adapter, layer = adapters_on("linear")[0]
     base = layer.module(layer.x)
-    dispatcher = Dispatcher(
-        layer.module.forward, layer.layer, lambda device, dtype: [Placed(adapter, 1.0)]
-    )
+    dispatcher = Dispatcher(layer.module.forward, layer.layer, lambda *_: [Placed(adapter, 1.0)])
     assert not torch.equal(dispatcher.forward(layer.x), base)
     assert torch.equal(dispatcher.forward(input=layer.x), dispatcher.forward(layer.x))
     dispatcher.retire()

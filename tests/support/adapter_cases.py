@@ -4,12 +4,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+
 from anyadapter.algorithms.adapters import Adapter
 from anyadapter.algorithms.adapters.diff import Diff
 from anyadapter.algorithms.adapters.lora import Lora, LoraTucker
 from anyadapter.algorithms.adapters.norm import Norm
 from layer_cases import LayerCase, norm_cases, product_cases
-from torch import Tensor
 
 Make = Callable[[LayerCase], Adapter]
 

@@ -4,8 +4,9 @@ import copy
 from dataclasses import dataclass
 
 import torch
-from anyadapter.algorithms.layers import Layer
 from torch import Tensor, nn
+
+from anyadapter.algorithms.layers import Layer
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def _case(name: str, module: nn.Module, *shape: int) -> LayerCase:
 
 def product_cases() -> list[LayerCase]:
     """Linear layers and convolutions: 8 outputs, 6 inputs."""
-    cases = [
+    return [
         _case("linear", nn.Linear(6, 8), 2, 7, 6),
         _case("linear, no bias", nn.Linear(6, 8, bias=False), 2, 6),
         _case("conv1d", nn.Conv1d(6, 8, 3, padding=1), 2, 6, 9),
@@ -99,7 +100,6 @@ def product_cases() -> list[LayerCase]:
         ),
         _case("conv3d", nn.Conv3d(6, 8, (1, 3, 5), padding=(0, 1, 2)), 2, 6, 3, 5, 7),
     ]
-    return cases
 
 
 def norm_cases() -> list[LayerCase]:

@@ -1,0 +1,54 @@
+"""Keeps parsed files while they do not change on disk."""
+
+from collections import OrderedDict
+from pathlib import Path
+
+from ..errors import FileError
+from .parse import AdapterSet, parse_file
+from .read import read_file
+
+State = tuple[int, int]
+"""Size in bytes and modification time in nanoseconds."""
+
+
+def file_state(path: Path) -> State:
+    """Returns what tells a changed file from the one read before.
+
+    Raises:
+        FileError: The file is not there.
+    """
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise FileError(
+            f"{path.name} is not there any more. Refresh the list and choose again."
+        ) from error
+    return stat.st_size, stat.st_mtime_ns
+
+
+class ParsedFiles:
+    """The files read last. Their tensors are memory-mapped, so this holds addresses, not memory.
+
+    (On Windows they are read whole, and this holds the memory of at most `limit` adapter files.)
+    """
+
+    def __init__(self, limit: int = 8) -> None:
+        self._limit = limit
+        self._kept: OrderedDict[Path, tuple[State, AdapterSet]] = OrderedDict()
+
+    def get(self, path: Path) -> AdapterSet:
+        """Returns the adapters of a file, read again only if size or time of it changed.
+
+        Raises:
+            FileError, FormatError, ShapeError: As `read_file` and `parse_file`.
+        """
+        state = file_state(path)
+        kept = self._kept.get(path)
+        if kept is None or kept[0] != state:
+            self._kept.pop(path, None)
+            kept = (state, parse_file(read_file(path)))
+            self._kept[path] = kept
+        self._kept.move_to_end(path)
+        while len(self._kept) > self._limit:
+            self._kept.popitem(last=False)
+        return kept[1]

@@ -1,0 +1,93 @@
+"""What the user is told about a loaded file: methods, ranks, layers, and what found no home."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .adapters import Adapter
+from .adapters.lora import Lora, LoraTucker
+from .families import in_text_encoder
+from .formats.parse import AdapterSet
+
+LISTED = 5
+"""How many names a line lists before it says how many more there are."""
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How many layers of one model part were adapted."""
+
+    part: str
+    """`diffusion model` or `text encoder`."""
+    layers: int
+    patched: int = 0
+    """Of these, layers whose weight was patched since no hook can reach them."""
+
+
+def report(
+    adapter_set: AdapterSet,
+    coverage: Sequence[Coverage],
+    homeless: Sequence[str],
+    notes: Sequence[str] = (),
+) -> str:
+    """Returns the text on the node.
+
+    Args:
+        adapter_set: The file.
+        coverage: The model parts that are connected.
+        homeless: Module names that mean nothing in any of them.
+        notes: Further sentences.
+    """
+    lines = [methods(adapter_set), "Adapted: " + ", ".join(_covered(part) for part in coverage)]
+    lines += _homeless(homeless, {part.part for part in coverage})
+    if adapter_set.unclaimed:
+        lines.append(f"Tensors not understood: {listed(adapter_set.unclaimed)}")
+    return "\n".join([*lines, *notes])
+
+
+def methods(adapter_set: AdapterSet) -> str:
+    """Returns the methods of a file with their ranks, for example `LoRA-C3Lier, rank 4 to 16`."""
+    everything = [one for several in adapter_set.adapters.values() for one in several]
+    counts = Counter(adapter.name for adapter in everything)
+    names = [_method_name(name, everything, adapter_set.metadata.training) for name in counts]
+    ranks = sorted({adapter.rank for adapter in everything if adapter.rank is not None})
+    if not ranks:
+        return ", ".join(names)
+    span = f"{ranks[0]}" if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
+    return f"{', '.join(names)}, rank {span}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Returns the first names of a list and how many more there are."""
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more
+
+
+def _method_name(name: str, adapters: Sequence[Adapter], training: str | None) -> str:
+    """Returns the field's name of a method: for LoRA, by its layers and its training."""
+    if name != Lora.name:
+        return name
+    kernels = any(
+        isinstance(adapter, LoraTucker)
+        or (isinstance(adapter, Lora) and any(size > 1 for size in adapter.down.shape[2:]))
+        for adapter in adapters
+    )
+    layers = "LoRA-C3Lier (LoCon)" if kernels else "LoRA-LierLa"
+    return f"{layers}, trained as {training}" if training else layers
+
+
+def _covered(part: Coverage) -> str:
+    layers = f"{part.layers} layer{'' if part.layers == 1 else 's'} of the {part.part}"
+    return f"{layers} ({part.patched} by weight patch)" if part.patched else layers
+
+
+def _homeless(names: Sequence[str], connected: set[str]) -> list[str]:
+    """Returns a line for modules of a part that is not connected, and one for unknown names."""
+    lines: list[str] = []
+    for part, here in (("text encoder", True), ("diffusion model", False)):
+        of_part = [name for name in names if in_text_encoder(name) is here]
+        if of_part and part not in connected:
+            lines.append(f"Not applied, no {part} connected: {len(of_part)} layers")
+        elif of_part:
+            lines.append(f"No home in the {part}: {listed(of_part)}")
+    return lines

@@ -1,0 +1,49 @@
+"""Adapter files by the names that the host lists."""
+
+from pathlib import Path
+
+import folder_paths
+
+from ...algorithms.errors import FileError
+from ...algorithms.formats.cache import ParsedFiles, State, file_state
+from ...algorithms.formats.parse import AdapterSet
+
+FOLDER = "loras"
+
+_parsed = ParsedFiles()
+
+
+def adapter_names() -> list[str]:
+    """Returns the names of all files in the host's LoRA folders."""
+    return folder_paths.get_filename_list(FOLDER)
+
+
+def adapter_path(name: str) -> Path:
+    """Returns the path of a file of the list.
+
+    Raises:
+        FileError: The name is not in the list, or the file is gone.
+    """
+    path = folder_paths.get_full_path(FOLDER, name) if name in adapter_names() else None
+    if path is None:
+        raise FileError(
+            f"{name} is not in the LoRA folders (any more). Refresh the list and choose again."
+        )
+    return Path(path)
+
+
+def load_adapter(name: str) -> AdapterSet:
+    """Returns the adapters of a file, read again only if it changed on disk.
+
+    Raises:
+        FileError, FormatError, ShapeError: The file is missing, damaged, or no adapter.
+    """
+    return _parsed.get(adapter_path(name))
+
+
+def adapter_state(name: str) -> State | None:
+    """Returns size and time of a file, or None if it is gone."""
+    try:
+        return file_state(adapter_path(name))
+    except FileError:
+        return None

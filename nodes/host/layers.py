@@ -1,0 +1,47 @@
+"""A module of ComfyUI as a `Layer`, recognised by what it has and not by its class.
+
+The host's linear layers of quantised models are no `torch.nn.Linear`, and other packs bring their
+own; all of them have the attributes of the torch layer whose place they take.
+"""
+
+from typing import Any
+
+from ...algorithms.layers import Layer
+
+
+def layer_of(module: Any) -> Layer | None:
+    """Returns the layer that a module is, or None if no hook can serve it."""
+    if getattr(module, "weight", None) is None:
+        return None
+    if hasattr(module, "in_features") and hasattr(module, "out_features"):
+        return Layer("linear", (module.out_features, module.in_features))
+    if hasattr(module, "kernel_size") and hasattr(module, "dilation"):
+        return _convolution(module)
+    shape = tuple(module.weight.shape)
+    if hasattr(module, "num_groups") and hasattr(module, "eps"):
+        return Layer("group_norm", shape, groups=module.num_groups, eps=module.eps)
+    if hasattr(module, "normalized_shape") and hasattr(module, "eps"):
+        kind = "layer_norm" if hasattr(module, "bias") else "rms_norm"
+        return Layer(kind, shape, eps=module.eps)
+    return None
+
+
+def _convolution(module: Any) -> Layer | None:
+    """Returns a convolution, unless its class does more in `forward` than convolve.
+
+    A causal convolution of a video model pads its input there: its geometry is not that of its
+    attributes. So `forward` must come from a class that is called Conv1d, Conv2d or Conv3d.
+    """
+    owner = type(module).forward.__qualname__.split(".")[-2]
+    plain = owner in ("Conv1d", "Conv2d", "Conv3d") and not module.transposed
+    if not plain or isinstance(module.padding, str):
+        return None
+    return Layer(
+        "conv",
+        (module.out_channels, module.in_channels // module.groups, *module.kernel_size),
+        module.stride,
+        module.padding,
+        module.dilation,
+        module.groups,
+        module.padding_mode,
+    )

@@ -1,0 +1,150 @@
+"""The weight path: adapters as a patch of ComfyUI, one joined patch for each weight."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.weight_adapter import WeightAdapterBase
+from torch import Tensor
+
+from ...algorithms.adapters import Adapter
+from ...algorithms.binding import Bound
+from ...algorithms.errors import UnsupportedLayerError
+from ...algorithms.strength import Placed, merged_bias, merged_weight
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """What a patch is made of besides its tensors."""
+
+    placed: tuple[Placed, ...]
+    of_bias: bool
+    """Whether the patched parameter is the bias of the layer."""
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All tensors of the adapters, in a fixed order."""
+        return tuple(tensor for item in self.placed for tensor in item.adapter.tensors().values())
+
+    def with_tensors(self, tensors: Iterable[Tensor], device: torch.device) -> list[Placed]:
+        """Returns the adapters with these tensors in place of their own, on `device`."""
+        rest = iter(tensors)
+        return [replace(item, adapter=_with(item.adapter, rest).to(device)) for item in self.placed]
+
+
+def _with(adapter: Adapter, tensors: Iterable[Tensor]) -> Adapter:
+    values: dict[str, Any] = dict(zip(adapter.tensors(), tensors, strict=False))
+    return replace(adapter, **values)
+
+
+class AdapterPatch(WeightAdapterBase):
+    """All adapters of the pack on one parameter.
+
+    The host's offloader rebuilds a patch as `type(patch)(patch.loaded_keys, tensors)` with the
+    tensors of `patch.weights` moved: so the constructor takes exactly these two, and no tensor
+    that is computed with lives anywhere else.
+    """
+
+    name = "anyadapter"
+
+    def __init__(self, loaded_keys: Layout, weights: Sequence[Tensor]) -> None:
+        self.loaded_keys = loaded_keys
+        self.weights = weights
+
+    def calculate_weight(
+        self,
+        weight: Tensor,
+        key: str,
+        strength: float,
+        strength_model: float,
+        offset: Any,
+        function: Any,
+        intermediate_dtype: torch.dtype = torch.float32,
+        original_weight: Any = None,
+    ) -> Tensor:
+        """Returns the patched parameter; the host's parameters of its slices are not used.
+
+        Raises:
+            ShapeError: An adapter does not fit, which stops the run: the unpatched weight is
+                never returned in silence.
+        """
+        del key, strength_model, offset, function, intermediate_dtype, original_weight
+        layout: Layout = self.loaded_keys
+        placed = [
+            replace(item, strength=item.strength * strength)
+            for item in layout.with_tensors(self.weights, weight.device)
+        ]
+        if not layout.of_bias:
+            return merged_weight(weight, placed)
+        bias = merged_bias(weight, weight.shape[0], placed)
+        assert bias is not None
+        return bias
+
+
+def add_patches(patcher: ModelPatcher, bound: Sequence[Bound], strength: float) -> list[str]:
+    """Adds adapters to the patches of `patcher`, which the caller has cloned.
+
+    What the pack put on a weight before is taken up into the new patch, so that every change is
+    computed from the same base and the order of nodes does not matter.
+
+    Returns:
+        Biases that an adapter changes and the model does not have.
+
+    Raises:
+        UnsupportedLayerError: The host does not take a patch for a weight that it has named.
+    """
+    keys = set(patcher.model.state_dict())
+    layouts: dict[str, list[Placed]] = defaultdict(list)
+    biases: set[str] = set()
+    missing: list[str] = []
+    for item in bound:
+        placed = Placed(item.adapter, strength, item.target.rows)
+        changes_weight, changes_bias = _changes(item, patcher)
+        if changes_weight:
+            layouts[item.target.weight].append(placed)
+        if changes_bias and item.target.bias in keys:
+            biases.add(item.target.bias)
+            layouts[item.target.bias].append(placed)
+        elif changes_bias:
+            missing.append(item.target.bias)
+    patches = {key: _joined(patcher, key, placed, key in biases) for key, placed in layouts.items()}
+    refused = patches.keys() - set(patcher.add_patches(patches))
+    if refused:
+        raise UnsupportedLayerError(
+            f"ComfyUI does not take patches for {', '.join(sorted(refused))}. Use mode hook."
+        )
+    return missing
+
+
+def _changes(item: Bound, patcher: ModelPatcher) -> tuple[bool, bool]:
+    """Returns whether an adapter changes the weight, and the bias, found by shapes alone."""
+    adapter = item.adapter.to("meta")
+    shape = _parameter(patcher.model, item.target.weight).shape
+    if item.target.rows is not None:
+        shape = (item.target.rows.length, *shape[1:])
+    weight = torch.empty(shape, device="meta")
+    bias = torch.empty(shape[:1], device="meta")
+    return adapter.delta_weight(weight) is not None, adapter.delta_bias(bias) is not None
+
+
+def _parameter(model: torch.nn.Module, key: str) -> Tensor:
+    module, _, name = key.rpartition(".")
+    return getattr(model.get_submodule(module), name)
+
+
+def _joined(
+    patcher: ModelPatcher, key: str, placed: Sequence[Placed], of_bias: bool
+) -> AdapterPatch:
+    """Takes our earlier patch off `key` and returns one that holds both."""
+    earlier: list[Any] = []
+    others: list[Any] = []
+    for patch in patcher.patches.get(key, []):
+        (earlier if isinstance(patch[1], AdapterPatch) else others).append(patch)
+    if earlier:
+        patcher.patches[key] = others
+    before = [item for patch in earlier for item in patch[1].loaded_keys.placed]
+    layout = Layout((*before, *placed), of_bias)
+    return AdapterPatch(layout, layout.tensors)

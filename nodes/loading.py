@@ -1,0 +1,161 @@
+"""Load Adapter: puts the adapters of one file on a model and its text encoders."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..algorithms.binding import Binding, bind, require_match
+from ..algorithms.errors import AdapterError
+from ..algorithms.formats.parse import AdapterSet
+from ..algorithms.keymap import KeyMap
+from ..algorithms.report import Coverage, listed, report
+from .host.applying import Applied, Mode, apply
+from .host.files import adapter_names, adapter_state, load_adapter
+from .host.keymaps import diffusion_model_key_map, text_encoder_key_map
+from .host.messages import show_text
+from .schema import advanced
+
+MODEL = "diffusion model"
+CLIP = "text encoder"
+STRENGTH = {"default": 1.0, "min": -20.0, "max": 20.0, "step": 0.01}
+
+
+class LoadAdapter(io.ComfyNode):
+    """Loads any adapter file and applies it, by hooks or by weight patches."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Returns inputs and outputs; widgets are only ever appended."""
+        return io.Schema(
+            node_id="AnyAdapterLoad",
+            display_name="Load Adapter",
+            category="Any Adapter",
+            description=(
+                "Applies a LoRA-like adapter of any kind to a model and its text encoders. "
+                "Several of these nodes in a row add up, in any order."
+            ),
+            inputs=[
+                io.Model.Input("model", optional=True, tooltip="The diffusion model to adapt."),
+                io.Clip.Input("clip", optional=True, tooltip="The text encoders to adapt."),
+                io.Combo.Input(
+                    "adapter", options=adapter_names(), tooltip="A file of the LoRA folders."
+                ),
+                io.Float.Input(
+                    "strength_model",
+                    **STRENGTH,
+                    tooltip="How strongly the diffusion model is changed: 1 is as trained, "
+                    "0 is not at all, negative is the opposite.",
+                ),
+                io.Float.Input(
+                    "strength_clip",
+                    **STRENGTH,
+                    tooltip="How strongly the text encoders are changed.",
+                ),
+                advanced(
+                    io.Combo.Input(
+                        "mode",
+                        options=["hook", "patch"],
+                        default="hook",
+                        tooltip="hook computes the change beside each layer and leaves the weights "
+                        "alone, so another strength costs nothing. patch changes the weights as "
+                        "ComfyUI's own loader does, for saving or compiling the model.",
+                    )
+                ),
+                advanced(
+                    io.Int.Input(
+                        "rank",
+                        default=0,
+                        min=0,
+                        max=4096,
+                        tooltip="For DyLoRA files: use only the first ranks. 0 uses all.",
+                    )
+                ),
+            ],
+            outputs=[io.Model.Output(), io.Clip.Output()],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def fingerprint_inputs(
+        cls, adapter: str, strength_model: float, strength_clip: float, **_: Any
+    ) -> str:
+        """Returns what changes when the file does, so that a new file is taken up."""
+        if strength_model == 0 and strength_clip == 0:
+            return ""
+        return str(adapter_state(adapter))
+
+    @classmethod
+    def execute(
+        cls,
+        adapter: str,
+        strength_model: float,
+        strength_clip: float,
+        mode: Mode = "hook",
+        rank: int = 0,
+        model: Any = None,
+        clip: Any = None,
+    ) -> io.NodeOutput:
+        """Returns the adapted model and text encoders, with a report on the node."""
+        if model is None and clip is None:
+            raise AdapterError("Load Adapter has nothing to adapt: connect a model or a CLIP.")
+        strengths = [(model, strength_model), (clip, strength_clip)]
+        if all(part is None or strength == 0 for part, strength in strengths):
+            return io.NodeOutput(model, clip)
+        adapter_set, notes = _cut(load_adapter(adapter).as_trained(), rank)
+        key_maps = _key_maps(model, clip)
+        bindings = {part: bind(adapter_set, key_map) for part, key_map in key_maps.items()}
+        homeless = require_match(adapter_set, [*bindings.values()], [*key_maps.values()])
+        coverage: list[Coverage] = []
+        if model is not None:
+            model, applied = _adapted(model, bindings[MODEL], strength_model, mode)
+            coverage.append(Coverage(MODEL, applied.layers, applied.patched))
+            notes += _biases(applied)
+        if clip is not None:
+            clip, applied = _adapted(clip, bindings[CLIP], strength_clip, mode)
+            coverage.append(Coverage(CLIP, applied.layers, applied.patched))
+            notes += _biases(applied)
+        text = report(adapter_set, coverage, homeless, notes)
+        show_text(cls.hidden.unique_id, text)
+        return io.NodeOutput(model, clip, ui={"text": [text]})
+
+
+def _key_maps(model: Any, clip: Any) -> dict[str, KeyMap]:
+    """Returns the key map of each part that is connected."""
+    key_maps: dict[str, KeyMap] = {}
+    if model is not None:
+        key_maps[MODEL] = diffusion_model_key_map(model)
+    if clip is not None:
+        key_maps[CLIP] = text_encoder_key_map(clip)
+    return key_maps
+
+
+def _adapted(part: Any, binding: Binding, strength: float, mode: Mode) -> tuple[Any, Applied]:
+    """Returns a clone of a MODEL or CLIP with the adapters, or itself where there is none."""
+    if strength == 0 or not binding.bound:
+        return part, Applied()
+    adapted = part.clone()
+    return adapted, apply(getattr(adapted, "patcher", adapted), binding.bound, strength, mode)
+
+
+def _cut(adapter_set: AdapterSet, rank: int) -> tuple[AdapterSet, list[str]]:
+    """Returns the set cut to its first ranks, with a note where that is not what it is made for."""
+    if rank == 0:
+        return adapter_set, []
+    if adapter_set.metadata.is_dylora:
+        return adapter_set.sliced(rank), []
+    note = (
+        f"Cut to rank {rank}, but the file is not marked as DyLoRA: only DyLoRA training puts the "
+        "most important ranks first. Set rank to 0 for an ordinary LoRA."
+    )
+    return adapter_set.sliced(rank), [note]
+
+
+def _biases(applied: Applied) -> list[str]:
+    if not applied.homeless_biases:
+        return []
+    return [
+        f"No bias in the model for {listed(applied.homeless_biases)}: mode patch cannot add one, "
+        "mode hook can."
+    ]

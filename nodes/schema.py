@@ -1,0 +1,16 @@
+"""Inputs whose keywords differ between hosts, in one place."""
+
+from typing import TypeVar
+
+from comfy_api.latest import io
+
+Input = TypeVar("Input", bound=io.Input)
+
+
+def advanced(value: Input) -> Input:
+    """Marks an input as one that the page folds away.
+
+    ComfyUI 0.28 has a keyword for it and 0.3.75 has not; the page of both reads the same option.
+    """
+    value.extra_dict = {**value.extra_dict, "advanced": True}
+    return value

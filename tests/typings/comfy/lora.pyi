@@ -1,0 +1,6 @@
+from typing import Any
+
+from torch import nn
+
+def model_lora_keys_unet(model: nn.Module, key_map: dict[str, Any]) -> dict[str, Any]: ...
+def model_lora_keys_clip(model: nn.Module, key_map: dict[str, Any]) -> dict[str, Any]: ...

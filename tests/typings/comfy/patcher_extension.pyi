@@ -1,0 +1,14 @@
+from collections.abc import Callable
+
+from .model_patcher import ModelPatcher
+
+class CallbacksMP:
+    ON_CLONE: str
+    ON_DETACH: str
+
+class PatcherInjection:
+    def __init__(
+        self,
+        inject: Callable[[ModelPatcher], None],
+        eject: Callable[[ModelPatcher], None],
+    ) -> None: ...
