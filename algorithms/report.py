@@ -77,7 +77,7 @@ def _method_name(name: str, adapters: Sequence[Adapter], training: str | None) -
 
 
 def _covered(part: Coverage) -> str:
-    layers = f"{part.layers} layer{'' if part.layers == 1 else 's'} of the {part.part}"
+    layers = f"{_layers(part.layers)} of the {part.part}"
     return f"{layers} ({part.patched} by weight patch)" if part.patched else layers
 
 
@@ -87,7 +87,11 @@ def _homeless(names: Sequence[str], connected: set[str]) -> list[str]:
     for part, here in (("text encoder", True), ("diffusion model", False)):
         of_part = [name for name in names if in_text_encoder(name) is here]
         if of_part and part not in connected:
-            lines.append(f"Not applied, no {part} connected: {len(of_part)} layers")
+            lines.append(f"Not applied, no {part} connected: {_layers(len(of_part))}")
         elif of_part:
             lines.append(f"No home in the {part}: {listed(of_part)}")
     return lines
+
+
+def _layers(count: int) -> str:
+    return "1 layer" if count == 1 else f"{count} layers"

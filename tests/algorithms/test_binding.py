@@ -1,0 +1,126 @@
+"""Binding: adapters on the weights of a model, misfits, and names without a home."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from anyadapter.algorithms.binding import bind, require_match
+from anyadapter.algorithms.errors import NoMatchError, ShapeError
+from anyadapter.algorithms.formats.parse import AdapterSet, parse_tensors
+from anyadapter.algorithms.keymap import KeyMap, Target
+from anyadapter.algorithms.layers import Rows
+from anyadapter.algorithms.report import Coverage, report
+
+SHAPES = {
+    "diffusion_model.attn2.to_k.weight": (8, 768),
+    "diffusion_model.attn2.to_k.bias": (8,),
+    "diffusion_model.qkv.weight": (12, 6),
+}
+TO_K = Target("diffusion_model.attn2.to_k.weight")
+TO_V = Target("diffusion_model.qkv.weight", Rows(8, 4))
+KEY_MAP = KeyMap(
+    [("lora_unet_attn2_to_k", TO_K), ("unet.attn2.to_k", TO_K), ("lora_unet_to_v", TO_V)], SHAPES
+)
+
+
+def lora(module: str, outputs: int, inputs: int) -> dict[str, Tensor]:
+    return {
+        f"{module}.lora_up.weight": torch.ones(outputs, 2),
+        f"{module}.lora_down.weight": torch.ones(2, inputs),
+    }
+
+
+def parsed(*tensors: dict[str, Tensor], **metadata: str) -> AdapterSet:
+    together = {key: value for some in tensors for key, value in some.items()}
+    return parse_tensors(together, metadata, "style.safetensors")
+
+
+def test_a_key_map_is_the_identity_there_and_back() -> None:
+    for target in (TO_K, TO_V):
+        for name in KEY_MAP.names(target):
+            assert KEY_MAP.target(name) == target
+    assert KEY_MAP.names(TO_K) == ("lora_unet_attn2_to_k", "unet.attn2.to_k")
+    assert len(KEY_MAP) == 3
+
+
+def test_a_key_map_refuses_contradictions() -> None:
+    with pytest.raises(ValueError, match="which the model does not have"):
+        KeyMap([("a", Target("gone.weight"))], SHAPES)
+    with pytest.raises(ValueError, match="and to"):
+        KeyMap([("a", TO_K), ("a", TO_V)], SHAPES)
+
+
+def test_adapters_find_whole_weights_and_slices() -> None:
+    adapters = parsed(lora("lora_unet_attn2_to_k", 8, 768), lora("lora_unet_to_v", 4, 6))
+    binding = bind(adapters, KEY_MAP)
+    assert [item.target for item in binding.bound] == [TO_K, TO_V]
+    assert not binding.unmatched
+
+
+def test_a_misfit_names_layer_shapes_and_both_families() -> None:
+    with pytest.raises(ShapeError) as caught:
+        bind(parsed(lora("lora_unet_attn2_to_k", 8, 1024)), KEY_MAP)
+    message = str(caught.value)
+    assert "style.safetensors does not fit this model in 1 of 1 layers" in message
+    assert "lora_unet_attn2_to_k: the adapter changes 8 x 1024" in message
+    assert "made for SD 2.x; the model is SD 1.x" in message
+
+
+def test_a_bias_that_does_not_fit_is_a_misfit() -> None:
+    with pytest.raises(ShapeError, match="its bias has 5 numbers, the layer 8 outputs"):
+        bind(parsed({"lora_unet_attn2_to_k.diff_b": torch.ones(5)}), KEY_MAP)
+
+
+@pytest.mark.parametrize("shape", [(8, 5), (8,), (8, 768, 3, 3)])
+def test_a_full_change_that_does_not_fit_is_a_misfit(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ShapeError, match="the stored change is"):
+        bind(parsed({"lora_unet_attn2_to_k.diff": torch.ones(shape)}), KEY_MAP)
+
+
+def test_nothing_matched_names_an_example_and_both_families() -> None:
+    sdxl = parsed(lora("lora_unet_input_blocks_4_1_transformer_blocks_1_attn2_to_k", 8, 2048))
+    with pytest.raises(NoMatchError) as caught:
+        require_match(sdxl, [bind(sdxl, KEY_MAP)], [KEY_MAP])
+    message = str(caught.value)
+    assert "Nothing of style.safetensors fits" in message
+    assert "lora_unet_input_blocks_4_1_transformer_blocks_1_attn2_to_k" in message
+    assert "made for SDXL; the model is SD 1.x" in message
+
+
+def test_metadata_name_the_family_when_the_names_do_not() -> None:
+    odd = parsed(lora("odd", 8, 7), **{"modelspec.architecture": "new-model/lora"})
+    with pytest.raises(NoMatchError, match="made for new-model/lora"):
+        require_match(odd, [bind(odd, KEY_MAP)], [KEY_MAP])
+
+
+def test_a_name_has_a_home_if_any_connected_part_knows_it() -> None:
+    adapters = parsed(
+        lora("lora_unet_attn2_to_k", 8, 768), lora("lora_te_x", 3, 3), lora("lora_unet_odd", 3, 3)
+    )
+    text_encoder = KeyMap([("lora_te_x", Target("x.weight"))], {"x.weight": (3, 3)})
+    key_maps = [KEY_MAP, text_encoder]
+    bindings = [bind(adapters, key_map) for key_map in key_maps]
+    assert require_match(adapters, bindings, key_maps) == ("lora_unet_odd",)
+
+
+def test_the_report_names_what_found_no_home_and_why() -> None:
+    adapters = parsed(
+        lora("lora_unet_a", 8, 768), lora("lora_te_x", 3, 3), {"b.gizmo": torch.ones(1)}
+    )
+    homeless = ("lora_te_x", "lora_unet_a")
+    text = report(adapters, [Coverage("diffusion model", 3, 1)], homeless, ["A note."])
+    assert text.splitlines() == [
+        "LoRA-LierLa, rank 2",
+        "Adapted: 3 layers of the diffusion model (1 by weight patch)",
+        "Not applied, no text encoder connected: 1 layer",
+        "No home in the diffusion model: lora_unet_a",
+        "Tensors not understood: b.gizmo",
+        "A note.",
+    ]
+
+
+def test_long_lists_are_cut() -> None:
+    names = [f"lora_unet_{number}" for number in range(8)]
+    text = report(parsed(lora("x", 3, 3)), [Coverage("diffusion model", 0)], names)
+    assert "lora_unet_4 and 3 more" in text
+    assert "lora_unet_5" not in text

@@ -1,0 +1,240 @@
+"""Parsing: which method, which module, what is left over, and what a file means by alpha."""
+
+import json
+
+import pytest
+import torch
+from torch import Tensor
+
+from adapter_cases import ADAPTER_CASES, AdapterCase
+from anyadapter.algorithms.adapters import ADAPTERS, Adapter, by_name
+from anyadapter.algorithms.adapters.diff import Diff
+from anyadapter.algorithms.adapters.lora import Lora, LoraTucker
+from anyadapter.algorithms.errors import (
+    FormatError,
+    MissingTensorError,
+    NonFiniteError,
+    ShapeError,
+)
+from anyadapter.algorithms.formats.metadata import AdapterMetadata
+from anyadapter.algorithms.formats.parse import AdapterSet, parse_tensors
+from anyadapter.algorithms.formats.write import to_tensors
+
+each_case = pytest.mark.parametrize("case", ADAPTER_CASES, ids=lambda case: case.name)
+
+
+def adapter_of(case: AdapterCase) -> Adapter:
+    return case.make(case.layers()[0])
+
+
+def parse(tensors: dict[str, Tensor], **metadata: str) -> AdapterSet:
+    return parse_tensors(tensors, metadata, "style.safetensors")
+
+
+def lora(up: str = ".lora_up.weight", down: str = ".lora_down.weight") -> dict[str, Tensor]:
+    return {f"x{up}": torch.ones(3, 2), f"x{down}": torch.ones(2, 5)}
+
+
+@each_case
+def test_write_then_parse_gives_the_same_tensors_and_metadata(case: AdapterCase) -> None:
+    adapter = adapter_of(case)
+    strings = {"ss_network_module": "networks.lora", "anything": "else"}
+    tensors, metadata = to_tensors(
+        AdapterSet("a", {"lora_unet_x": (adapter,)}, AdapterMetadata(strings))
+    )
+    parsed = parse_tensors(tensors, metadata, "a")
+    assert metadata == strings
+    assert parsed.metadata.strings == strings
+    assert not parsed.unclaimed
+    ((module, (result,)),) = parsed.adapters.items()
+    assert module == "lora_unet_x"
+    assert type(result) is type(adapter)
+    assert result.tensors().keys() == adapter.tensors().keys()
+    for name, tensor in adapter.tensors().items():
+        assert torch.equal(result.tensors()[name], tensor)
+    assert getattr(result, "alpha", None) == getattr(adapter, "alpha", None)
+
+
+@each_case
+def test_a_foreign_tensor_beside_a_method_is_left_over(case: AdapterCase) -> None:
+    tensors, _ = to_tensors(AdapterSet("a", {"x": (adapter_of(case),)}, AdapterMetadata({})))
+    parsed = parse(tensors | {"x.gizmo": torch.ones(1), "y.alpha": torch.tensor(1.0)})
+    assert parsed.unclaimed == ("x.gizmo", "y.alpha")
+    assert len(parsed.adapters["x"]) == 1
+
+
+@pytest.mark.parametrize("method", ADAPTERS, ids=lambda method: method.name)
+def test_a_method_lacking_a_required_tensor_is_an_error(method: type[Adapter]) -> None:
+    case = next(case for case in ADAPTER_CASES if type(adapter_of(case)) is method)
+    tensors, _ = to_tensors(AdapterSet("a", {"x": (adapter_of(case),)}, AdapterMetadata({})))
+    for role in method.roles:
+        without = {key: value for key, value in tensors.items() if key != "x" + role.suffixes[0]}
+        if role.required and role.field != "mid":
+            with pytest.raises(MissingTensorError, match=r"x has lora_\w+.weight, but LoRA needs"):
+                parse(without)
+
+
+@pytest.mark.parametrize(
+    ("up", "down"),
+    [
+        (".lora_up.weight", ".lora_down.weight"),
+        (".lora_B.weight", ".lora_A.weight"),
+        (".lora_B", ".lora_A"),
+        ("_lora.up.weight", "_lora.down.weight"),
+        (".lora.up.weight", ".lora.down.weight"),
+        (".lora_linear_layer.up.weight", ".lora_linear_layer.down.weight"),
+    ],
+)
+def test_every_spelling_of_lora_is_known(up: str, down: str) -> None:
+    (adapter,) = parse(lora(up, down)).adapters["x"]
+    assert isinstance(adapter, Lora)
+    assert adapter.alpha is None
+    assert adapter.scale == 1.0
+
+
+def test_a_core_makes_the_tucker_form() -> None:
+    tensors = {
+        "x.lora_up.weight": torch.ones(8, 4, 1, 1),
+        "x.lora_mid.weight": torch.ones(4, 3, 3, 5),
+        "x.lora_down.weight": torch.ones(3, 6, 1, 1),
+    }
+    (adapter,) = parse(tensors).adapters["x"]
+    assert isinstance(adapter, LoraTucker)
+
+
+def test_two_methods_on_one_module_are_both_kept() -> None:
+    adapters = parse(lora() | {"x.diff_b": torch.ones(3)}).adapters["x"]
+    assert [type(adapter) for adapter in adapters] == [Lora, Diff]
+
+
+def test_shapes_that_contradict_each_other_are_named() -> None:
+    tensors = {"x.lora_up.weight": torch.ones(3, 4), "x.lora_down.weight": torch.ones(2, 5)}
+    with pytest.raises(
+        ShapeError, match=r"x: down has shape \(2, 5\), so R is 2 here, but 4 in up"
+    ):
+        parse(tensors)
+
+
+def test_a_tensor_with_too_few_axes_is_named() -> None:
+    with pytest.raises(ShapeError, match=r"x: down has shape \(5,\), but \[R I \.\.\.\]"):
+        parse({"x.lora_up.weight": torch.ones(3, 4), "x.lora_down.weight": torch.ones(5)})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_number_that_is_not_finite_is_refused(value: float) -> None:
+    tensors = lora()
+    tensors["x.lora_up.weight"][1, 1] = value
+    with pytest.raises(NonFiniteError, match=r"x\.lora_up\.weight contains NaN or infinity"):
+        parse(tensors)
+
+
+def test_an_alpha_that_overflowed_counts_as_missing() -> None:
+    (adapter,) = parse(lora() | {"x.alpha": torch.tensor(1e9).half()}).adapters["x"]
+    assert isinstance(adapter, Lora)
+    assert adapter.alpha is None
+
+
+def test_an_alpha_of_several_numbers_is_refused() -> None:
+    with pytest.raises(ShapeError, match=r"x\.alpha should be one number"):
+        parse(lora() | {"x.alpha": torch.ones(2)})
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("model.diffusion_model.out.2.weight", "is a checkpoint"),
+        ("string_to_param.*", "textual inversion"),
+        ("conv.weight", "holds no adapter that is known"),
+    ],
+)
+def test_a_file_without_adapters_says_what_it_seems_to_be(key: str, words: str) -> None:
+    with pytest.raises(FormatError, match=words):
+        parse({key: torch.ones(2)})
+
+
+def scale_of(adapter_set: AdapterSet) -> float:
+    ((adapter,),) = adapter_set.adapters.values()
+    assert isinstance(adapter, Lora)
+    return adapter.scale
+
+
+def peft(**config: object) -> dict[str, str]:
+    return {"lora_adapter_metadata": json.dumps({f"unet.{k}": v for k, v in config.items()})}
+
+
+def peft_tensors() -> dict[str, Tensor]:
+    return {
+        "unet.mid.to_q.lora_A.weight": torch.ones(4, 5),
+        "unet.mid.to_q.lora_B.weight": torch.ones(3, 4),
+    }
+
+
+@pytest.mark.parametrize(
+    ("config", "scale"),
+    [
+        ({"r": 4, "lora_alpha": 2}, 0.5),
+        ({"r": 4, "lora_alpha": 2, "use_rslora": True}, 1.0),
+        ({"r": 8, "lora_alpha": 2, "rank_pattern": {"to_q": 4}}, 0.5),
+        ({"r": 4, "lora_alpha": 2, "alpha_pattern": {"mid.to_q": 12}}, 3.0),
+        ({"r": 4, "lora_alpha": 2, "alpha_pattern": {"to_k": 12}}, 0.5),
+        ({"r": 4}, 1.0),
+    ],
+)
+def test_the_scale_of_a_peft_file_comes_from_its_metadata(
+    config: dict[str, object], scale: float
+) -> None:
+    parsed = parse(peft_tensors(), **peft(**config))
+    assert scale_of(parsed) == 1.0
+    assert scale_of(parsed.as_trained()) == scale
+
+
+def test_metadata_of_the_network_fill_in_a_missing_alpha_only() -> None:
+    parsed = parse(lora(), ss_network_alpha="1.0").as_trained()
+    assert scale_of(parsed) == 0.5
+    with_alpha = parse(lora() | {"x.alpha": torch.tensor(4.0)}, ss_network_alpha="1.0")
+    assert scale_of(with_alpha.as_trained()) == 2.0
+    assert scale_of(parse(lora(), ss_network_alpha="Dynamic").as_trained()) == 1.0
+
+
+def test_a_dylora_of_lycoris_gets_the_scale_it_was_trained_with() -> None:
+    args = json.dumps({"algo": "dylora", "block_size": "2"})
+    tensors = {
+        "x.lora_up.weight": torch.ones(3, 8),
+        "x.lora_down.weight": torch.ones(8, 5),
+        "x.alpha": torch.tensor(4.0),
+    }
+    whole = parse(tensors, ss_network_args=args).as_trained()
+    assert scale_of(whole) == 4.0 * 2 / 8
+    assert scale_of(whole.sliced(4)) == 4.0 * 2 / 4
+
+
+def test_a_dylora_of_kohya_keeps_its_alpha_when_it_is_cut() -> None:
+    tensors = lora() | {"x.alpha": torch.tensor(1.0)}
+    parsed = parse(tensors, ss_network_module="networks.dylora").as_trained()
+    assert parsed.metadata.training == "DyLoRA"
+    assert scale_of(parsed) == 0.5
+    ((cut,),) = parsed.sliced(1).adapters.values()
+    assert isinstance(cut, Lora)
+    assert (cut.rank, cut.scale) == (1, 1.0)
+    ((whole,),) = parsed.sliced(99).adapters.values()
+    assert whole.rank == 2
+
+
+@pytest.mark.parametrize(
+    ("metadata", "training"),
+    [
+        ({"ss_network_module": "networks.lora_fa"}, "LoRA-FA"),
+        ({"ss_network_args": '{"loraplus_lr_ratio": "16"}'}, "LoRA+"),
+        ({"ss_network_module": "networks.lora"}, None),
+        ({"ss_network_args": "not json"}, None),
+        ({"ss_network_args": "[1]"}, None),
+    ],
+)
+def test_training_that_leaves_no_mark_in_tensors_is_read_from_metadata(
+    metadata: dict[str, str], training: str | None
+) -> None:
+    assert AdapterMetadata(metadata).training == training
+
+
+def test_methods_are_found_by_name() -> None:
+    assert all(by_name(method.name) is method for method in ADAPTERS)

@@ -1,0 +1,100 @@
+"""Reading files: the header, tensors, and every way a file can be none."""
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save, save_file
+
+from anyadapter.algorithms.errors import FileError
+from anyadapter.algorithms.formats.cache import ParsedFiles
+from anyadapter.algorithms.formats.read import read_file
+
+LORA = {
+    "x.lora_up.weight": torch.ones(3, 2),
+    "x.lora_down.weight": torch.ones(2, 5),
+    "x.alpha": torch.tensor(1.0),
+}
+
+
+@pytest.fixture
+def lora_path(tmp_path: Path) -> Path:
+    path = tmp_path / "style.safetensors"
+    save_file(LORA, path, metadata={"ss_network_module": "networks.lora"})
+    return path
+
+
+def test_shapes_and_metadata_come_from_the_header(lora_path: Path) -> None:
+    raw = read_file(lora_path)
+    assert raw.shapes["x.lora_down.weight"] == (2, 5)
+    assert raw.metadata == {"ss_network_module": "networks.lora"}
+    assert torch.equal(raw.tensor("x.lora_up.weight"), torch.ones(3, 2))
+
+
+WHOLE = save(LORA)
+HEADER_ONLY = struct.pack("<Q", 2) + b"{}"
+BAD_JSON = struct.pack("<Q", 4) + b"{oh}"
+WRONG_OFFSETS = json.dumps({"a": {"dtype": "F32", "shape": [9], "data_offsets": [0, 4]}}).encode()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.safetensors", b"", "empty"),
+        ("a.safetensors", b"short", "not a safetensors file"),
+        ("a.safetensors", b"<!DOCTYPE html><html></html>", "web page"),
+        ("a.safetensors", WHOLE[:-3], "truncated"),
+        ("a.safetensors", WHOLE[:40], "truncated"),
+        ("a.safetensors", HEADER_ONLY, "holds no tensors"),
+        ("a.safetensors", BAD_JSON, "damaged header"),
+        (
+            "a.safetensors",
+            struct.pack("<Q", len(WRONG_OFFSETS)) + WRONG_OFFSETS + bytes(4),
+            "valid",
+        ),
+        ("a.safetensors", b"PK\x03\x04rest of a zip file", "pickle"),
+        ("a.pt", b"\x80\x02}q\x00.", "pickle"),
+        ("a.ckpt", WHOLE, "not a safetensors file"),
+    ],
+)
+def test_each_broken_file_has_its_own_message(
+    tmp_path: Path, name: str, content: bytes, words: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(FileError, match=words) as caught:
+        read_file(path)
+    assert name in str(caught.value)
+
+
+def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileError, match=r"gone\.safetensors is not there"):
+        read_file(tmp_path / "gone.safetensors")
+    (tmp_path / "folder.safetensors").mkdir()
+    with pytest.raises(FileError, match=r"folder.safetensors cannot be read"):
+        read_file(tmp_path / "folder.safetensors")
+
+
+def test_a_parsed_file_is_kept_until_it_changes_on_disk(lora_path: Path) -> None:
+    files = ParsedFiles()
+    first = files.get(lora_path)
+    assert files.get(lora_path) is first
+    replacement = lora_path.with_name("new")
+    save_file(LORA | {"y.diff": torch.ones(2, 2)}, replacement)
+    replacement.replace(lora_path)
+    second = files.get(lora_path)
+    assert set(second.adapters) == {"x", "y"}
+    lora_path.unlink()
+    with pytest.raises(FileError, match="not there"):
+        files.get(lora_path)
+
+
+def test_only_the_files_used_last_are_kept(lora_path: Path) -> None:
+    files = ParsedFiles(limit=1)
+    first = files.get(lora_path)
+    other = lora_path.with_name("other.safetensors")
+    save_file(LORA, other)
+    files.get(other)
+    assert files.get(lora_path) is not first

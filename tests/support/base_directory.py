@@ -1,0 +1,69 @@
+"""Makes a folder that ComfyUI takes as its base directory, with the pack installed in it."""
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+import small_world
+
+ROOT = Path(__file__).resolve().parents[2]
+CACHE = ROOT / ".host" / "cache"
+CHECKPOINT_NAME = "small_sd15.safetensors"
+EXAMPLE_NAMES = {
+    "v1-5-pruned-emaonly-fp16.safetensors": CHECKPOINT_NAME,
+    "your_adapter.safetensors": "locon.safetensors",
+    "your_other_adapter.safetensors": "norm.safetensors",
+}
+"""What the example workflows call a user's files, and the files here that stand for them."""
+
+
+def make_base_directory(path: Path) -> None:
+    """Makes the folders, and installs the pack, the example workflows and the small checkpoint.
+
+    What is already there stays.
+    """
+    for folder in ("models/checkpoints", "models/loras", "custom_nodes", "input", "output"):
+        (path / folder).mkdir(parents=True, exist_ok=True)
+    link_pack(path / "custom_nodes" / "anyadapter")
+    workflows = path / "user" / "default" / "workflows"
+    workflows.mkdir(parents=True, exist_ok=True)
+    for workflow in (ROOT / "example_workflows").glob("*.json"):
+        text = workflow.read_text(encoding="utf-8")
+        for theirs, ours in EXAMPLE_NAMES.items():
+            text = text.replace(theirs, ours)
+        (workflows / workflow.name).write_text(text, encoding="utf-8")
+    checkpoint = path / "models" / "checkpoints" / CHECKPOINT_NAME
+    checkpoint.unlink(missing_ok=True)
+    link_or_copy(cached_checkpoint(), checkpoint)
+
+
+def link_pack(link: Path) -> None:
+    """Makes `link` show the pack's root, so that a change of the source needs no copying."""
+    if link.exists():
+        return
+    link.unlink(missing_ok=True)  # a link to a checkout that has moved
+    if os.name == "nt":
+        import _winapi
+
+        # A junction, since symbolic links need a privilege on Windows.
+        _winapi.CreateJunction(str(ROOT), str(link))
+    else:
+        link.symlink_to(ROOT, target_is_directory=True)
+
+
+def cached_checkpoint() -> Path:
+    """Returns the small checkpoint, made anew only when the code that makes it has changed."""
+    source = Path(small_world.__file__).read_bytes()
+    path = CACHE / f"small_sd15-{hashlib.sha256(source).hexdigest()[:12]}.safetensors"
+    if not path.exists():
+        small_world.make_small_checkpoint(path)
+    return path
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Puts a large file at another place, without a second copy of it where the disk allows."""
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or a file system without hard links
+        shutil.copyfile(source, target)

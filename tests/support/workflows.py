@@ -1,0 +1,104 @@
+"""Workflows in ComfyUI's API form, as plain dictionaries that a test may change."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from comfy_server import ComfyServer
+
+Prompt = dict[str, Any]
+
+
+def text_to_latent(
+    checkpoint: str,
+    loaders: Sequence[dict[str, Any]] = (),
+    *,
+    prompt: str = "a lighthouse",
+    negative: str = "",
+    seed: int = 1,
+    steps: int = 4,
+    size_px: int = 64,
+    batch: int = 1,
+    save_prefix: str = "latent",
+    loader_class: str = "AnyAdapterLoad",
+    use_clip: bool = True,
+    use_model: bool = True,
+) -> Prompt:
+    """Returns a workflow that samples with a chain of loader nodes and saves the latent.
+
+    Args:
+        loaders: The inputs of each loader node but `model` and `clip`, which this function links.
+        use_model: Whether the loaders get the checkpoint's MODEL.
+        use_clip: Whether the loaders get the checkpoint's CLIP.
+    """
+    model: list[Any] = ["checkpoint", 0]
+    clip: list[Any] = ["checkpoint", 1]
+    nodes: Prompt = {
+        "checkpoint": _node("CheckpointLoaderSimple", ckpt_name=checkpoint),
+    }
+    for number, loader in enumerate(loaders, start=1):
+        node_id = f"adapter_{number}"
+        nodes[node_id] = _node(loader_class, **loader)
+        if use_model:
+            nodes[node_id]["inputs"]["model"] = model
+            model = [node_id, 0]
+        if use_clip:
+            nodes[node_id]["inputs"]["clip"] = clip
+            clip = [node_id, 1]
+    return nodes | {
+        "positive": _node("CLIPTextEncode", clip=clip, text=prompt),
+        "negative": _node("CLIPTextEncode", clip=clip, text=negative),
+        "empty": _node("EmptyLatentImage", width=size_px, height=size_px, batch_size=batch),
+        "sampler": _node(
+            "KSampler",
+            model=model,
+            positive=["positive", 0],
+            negative=["negative", 0],
+            latent_image=["empty", 0],
+            seed=seed,
+            steps=steps,
+            cfg=3.0,
+            sampler_name="euler",
+            scheduler="normal",
+            denoise=1.0,
+        ),
+        "save": _node("SaveLatent", samples=["sampler", 0], filename_prefix=save_prefix),
+    }
+
+
+def text_to_image(
+    checkpoint: str,
+    loaders: Sequence[dict[str, Any]] = (),
+    *,
+    save_prefix: str = "image",
+    **options: Any,
+) -> Prompt:
+    """Returns the workflow of `text_to_latent`, with its options, that saves a picture instead."""
+    nodes = text_to_latent(checkpoint, loaders, **options)
+    nodes["decode"] = _node("VAEDecode", samples=["sampler", 0], vae=["checkpoint", 2])
+    nodes["save"] = _node("SaveImage", images=["decode", 0], filename_prefix=save_prefix)
+    return nodes
+
+
+def saved_files(server: ComfyServer, history: dict[str, Any]) -> list[Path]:
+    """Returns the files that the node "save" of a finished workflow has written."""
+    output = history["outputs"]["save"]
+    return [
+        server.output_directory / file["subfolder"] / file["filename"]
+        for files in output.values()
+        for file in files
+        if isinstance(file, dict)
+    ]
+
+
+def read_latent(server: ComfyServer, history: dict[str, Any]) -> torch.Tensor:
+    """Returns the latent that a finished `text_to_latent` workflow has saved."""
+    (path,) = saved_files(server, history)
+    return load_file(path)["latent_tensor"]
+
+
+def _node(class_type: str, **inputs: Any) -> dict[str, Any]:
+    return {"class_type": class_type, "inputs": inputs}
