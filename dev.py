@@ -146,7 +146,7 @@ def run_tests(pytest_arguments: Sequence[str]) -> int:
     """Runs pytest, with the root kept off `sys.path`: ComfyUI has a module `nodes` too."""
     python, environment = prepare(COMFYUI_PACKAGES, ADAPTER_MAKERS, TEST_TOOLS)
     start = "import sys; sys.path.remove('') if '' in sys.path else None; "
-    start += "import pytest; sys.exit(pytest.console_main())"
+    start += "import pytest; sys.exit(pytest.main())"
     return run_in_foreground([python, "-c", start, *pytest_arguments], environment)
 
 

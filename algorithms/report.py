@@ -42,7 +42,8 @@ def report(
     lines += _homeless(homeless, {part.part for part in coverage})
     if adapter_set.unclaimed:
         lines.append(f"Tensors not understood: {listed(adapter_set.unclaimed)}")
-    return "\n".join([*lines, *notes])
+    sentences = [f"{line}." for line in lines]  # some pages show the line breaks as blanks
+    return "\n".join([*sentences, *notes])
 
 
 def methods(adapter_set: AdapterSet) -> str:

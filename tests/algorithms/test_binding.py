@@ -110,11 +110,11 @@ def test_the_report_names_what_found_no_home_and_why() -> None:
     homeless = ("lora_te_x", "lora_unet_a")
     text = report(adapters, [Coverage("diffusion model", 3, 1)], homeless, ["A note."])
     assert text.splitlines() == [
-        "LoRA-LierLa, rank 2",
-        "Adapted: 3 layers of the diffusion model (1 by weight patch)",
-        "Not applied, no text encoder connected: 1 layer",
-        "No home in the diffusion model: lora_unet_a",
-        "Tensors not understood: b.gizmo",
+        "LoRA-LierLa, rank 2.",
+        "Adapted: 3 layers of the diffusion model (1 by weight patch).",
+        "Not applied, no text encoder connected: 1 layer.",
+        "No home in the diffusion model: lora_unet_a.",
+        "Tensors not understood: b.gizmo.",
         "A note.",
     ]
 

@@ -157,7 +157,7 @@ def test_clones_of_different_strength_side_by_side_do_not_disturb_each_other(
     pictures: Pictures, modes: tuple[Mode, Mode]
 ):
     strong, weak = Applied("locon"), Applied("locon", 0.6, 0.6)
-    history = pictures.server.run(
+    history = pictures.run(
         _side_by_side(pictures.prompt([strong], modes[:1]), pictures.prompt([weak], modes[1:]))
     )
     assert pictures.error(read_latent(pictures.server, history), strong) < TOLERANCE
@@ -166,7 +166,7 @@ def test_clones_of_different_strength_side_by_side_do_not_disturb_each_other(
 
 @each_mode
 def test_a_plain_sampler_beside_an_adapted_one_is_untouched(pictures: Pictures, mode: Mode):
-    history = pictures.server.run(
+    history = pictures.run(
         _side_by_side(pictures.prompt([LOCON], [mode]), text_to_latent(CHECKPOINT_NAME))
     )
     assert pictures.error(read_latent(pictures.server, history), LOCON) < TOLERANCE
@@ -175,8 +175,8 @@ def test_a_plain_sampler_beside_an_adapted_one_is_untouched(pictures: Pictures, 
 
 @each_mode
 def test_a_prompt_without_the_node_is_as_before_one_with_it(pictures: Pictures, mode: Mode):
-    pictures.loaded(mode, LOCON, FULL)
-    assert torch.equal(_sampled_anew(pictures, "after a run"), pictures.plain)
+    pictures.latent(pictures.prompt([LOCON, FULL], [mode] * 2))
+    assert torch.equal(_sampled_anew(pictures), pictures.plain)
 
 
 @each_mode
@@ -187,8 +187,8 @@ def test_after_an_interrupted_prompt_all_is_as_before(pictures: Pictures, mode: 
     server.interrupt()
     with pytest.raises(PromptInterruptedError):
         server.wait(prompt_id)
-    assert torch.equal(_sampled_anew(pictures, "after an interrupt"), pictures.plain)
-    assert pictures.error(pictures.loaded(mode, LOCON), LOCON) < TOLERANCE
+    assert torch.equal(_sampled_anew(pictures), pictures.plain)
+    assert pictures.error(pictures.latent(pictures.prompt([LOCON], [mode])), LOCON) < TOLERANCE
 
 
 @each_mode
@@ -201,22 +201,21 @@ def test_after_a_prompt_that_failed_in_the_sampler_all_is_as_before(pictures: Pi
     with pytest.raises(PromptFailedError) as failure:
         pictures.server.run(prompt)
     assert failure.value.node_id == "sampler"
-    assert torch.equal(_sampled_anew(pictures, "after a failure"), pictures.plain)
-    assert pictures.error(pictures.loaded(mode, LOCON), LOCON) < TOLERANCE
+    assert torch.equal(_sampled_anew(pictures), pictures.plain)
+    assert pictures.error(pictures.latent(pictures.prompt([LOCON], [mode])), LOCON) < TOLERANCE
 
 
 @each_mode
 def test_after_unloading_all_models_a_prompt_gives_the_same_latent(pictures: Pictures, mode: Mode):
-    before = pictures.loaded(mode, LOCON)
+    before = pictures.latent(pictures.prompt([LOCON], [mode]))
     pictures.server.free()
-    assert torch.equal(pictures.loaded(mode, LOCON), before)
-    assert torch.equal(_sampled_anew(pictures, "after unloading"), pictures.plain)
+    assert torch.equal(pictures.latent(pictures.prompt([LOCON], [mode])), before)
+    assert torch.equal(_sampled_anew(pictures), pictures.plain)
 
 
-def _sampled_anew(pictures: Pictures, occasion: str) -> Tensor:
+def _sampled_anew(pictures: Pictures) -> Tensor:
     """Runs the prompt without the node on the model that earlier prompts have used."""
-    prompt = text_to_latent(CHECKPOINT_NAME, save_prefix=occasion)
-    history = pictures.server.run(prompt)
+    history = pictures.run(text_to_latent(CHECKPOINT_NAME))
     messages = dict(history["status"]["messages"])
     assert "sampler" not in messages["execution_cached"]["nodes"]
     return read_latent(pictures.server, history)

@@ -4,11 +4,13 @@ import hashlib
 import os
 import shutil
 from pathlib import Path
+from types import ModuleType
 
 import small_world
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / ".host" / "cache"
+HOST_BASE = ROOT / ".host" / "base"
 CHECKPOINT_NAME = "small_sd15.safetensors"
 EXAMPLE_NAMES = {
     "v1-5-pruned-emaonly-fp16.safetensors": CHECKPOINT_NAME,
@@ -54,11 +56,35 @@ def link_pack(link: Path) -> None:
 
 def cached_checkpoint() -> Path:
     """Returns the small checkpoint, made anew only when the code that makes it has changed."""
-    source = Path(small_world.__file__).read_bytes()
-    path = CACHE / f"small_sd15-{hashlib.sha256(source).hexdigest()[:12]}.safetensors"
+    path = CACHE / f"small_sd15-{_digest(small_world)}.safetensors"
     if not path.exists():
         small_world.make_small_checkpoint(path)
     return path
+
+
+def make_example_adapters(path: Path) -> list[str]:
+    """Puts one adapter of each method into a base directory, and returns their methods.
+
+    The files are called like their methods: `lora.safetensors` and so on.
+    """
+    # Here, as it needs a package that a server alone does not.
+    import made_adapters
+
+    cache = CACHE / f"adapters-{_digest(small_world, made_adapters)}"
+    for method in made_adapters.METHODS:
+        made = cache / f"{method}.safetensors"
+        if not made.exists():
+            made_adapters.write_adapter(method, cached_checkpoint(), made)
+        shutil.copyfile(made, path / "models" / "loras" / made.name)
+    return list(made_adapters.METHODS)
+
+
+def _digest(*sources: ModuleType) -> str:
+    digest = hashlib.sha256()
+    for module in sources:
+        assert module.__file__ is not None
+        digest.update(Path(module.__file__).read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -20,12 +20,26 @@ class Pictures:
 
     def __init__(self, server: ComfyServer) -> None:
         self.server = server
+        self._runs = 0
         self._baked: dict[tuple[Applied, ...], Tensor] = {}
+        self._loaded: dict[tuple[Mode, tuple[Applied, ...]], Tensor] = {}
         self.plain = self.latent(text_to_latent(CHECKPOINT_NAME))
+
+    def run(self, prompt: Prompt) -> dict[str, Any]:
+        """Runs a prompt and returns its history entry.
+
+        Every run saves under a name of its own: a node that has already saved the same in the
+        prompt before is skipped, and its file does not stand in the history.
+        """
+        self._runs += 1
+        for node in prompt.values():
+            if node["class_type"] == "SaveLatent":
+                node["inputs"]["filename_prefix"] = f"run_{self._runs}"
+        return self.server.run(prompt)
 
     def latent(self, prompt: Prompt) -> Tensor:
         """Runs a prompt and returns the latent that it saves."""
-        return read_latent(self.server, self.server.run(prompt))
+        return read_latent(self.server, self.run(prompt))
 
     def adapter(self, method: str) -> str:
         """Returns the name of a method's file, which it writes at first."""
@@ -52,7 +66,10 @@ class Pictures:
 
     def loaded(self, mode: Mode, *applied: Applied) -> Tensor:
         """Returns the latent with a chain of Load Adapter nodes, all in one mode."""
-        return self.latent(self.prompt(applied, [mode] * len(applied)))
+        if (mode, applied) not in self._loaded:
+            prompt = self.prompt(applied, [mode] * len(applied))
+            self._loaded[mode, applied] = self.latent(prompt)
+        return self._loaded[mode, applied]
 
     def by_host(self, applied: Applied) -> Tensor:
         """Returns the latent with the host's own loader node."""

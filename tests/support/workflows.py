@@ -37,11 +37,11 @@ def text_to_latent(
     model: list[Any] = ["checkpoint", 0]
     clip: list[Any] = ["checkpoint", 1]
     nodes: Prompt = {
-        "checkpoint": _node("CheckpointLoaderSimple", ckpt_name=checkpoint),
+        "checkpoint": node("CheckpointLoaderSimple", ckpt_name=checkpoint),
     }
     for number, loader in enumerate(loaders, start=1):
         node_id = f"adapter_{number}"
-        nodes[node_id] = _node(loader_class, **loader)
+        nodes[node_id] = node(loader_class, **loader)
         if use_model:
             nodes[node_id]["inputs"]["model"] = model
             model = [node_id, 0]
@@ -49,10 +49,10 @@ def text_to_latent(
             nodes[node_id]["inputs"]["clip"] = clip
             clip = [node_id, 1]
     return nodes | {
-        "positive": _node("CLIPTextEncode", clip=clip, text=prompt),
-        "negative": _node("CLIPTextEncode", clip=clip, text=negative),
-        "empty": _node("EmptyLatentImage", width=size_px, height=size_px, batch_size=batch),
-        "sampler": _node(
+        "positive": node("CLIPTextEncode", clip=clip, text=prompt),
+        "negative": node("CLIPTextEncode", clip=clip, text=negative),
+        "empty": node("EmptyLatentImage", width=size_px, height=size_px, batch_size=batch),
+        "sampler": node(
             "KSampler",
             model=model,
             positive=["positive", 0],
@@ -65,7 +65,7 @@ def text_to_latent(
             scheduler="normal",
             denoise=1.0,
         ),
-        "save": _node("SaveLatent", samples=["sampler", 0], filename_prefix=save_prefix),
+        "save": node("SaveLatent", samples=["sampler", 0], filename_prefix=save_prefix),
     }
 
 
@@ -78,27 +78,25 @@ def text_to_image(
 ) -> Prompt:
     """Returns the workflow of `text_to_latent`, with its options, that saves a picture instead."""
     nodes = text_to_latent(checkpoint, loaders, **options)
-    nodes["decode"] = _node("VAEDecode", samples=["sampler", 0], vae=["checkpoint", 2])
-    nodes["save"] = _node("SaveImage", images=["decode", 0], filename_prefix=save_prefix)
+    nodes["decode"] = node("VAEDecode", samples=["sampler", 0], vae=["checkpoint", 2])
+    nodes["save"] = node("SaveImage", images=["decode", 0], filename_prefix=save_prefix)
     return nodes
 
 
-def saved_files(server: ComfyServer, history: dict[str, Any]) -> list[Path]:
-    """Returns the files that the node "save" of a finished workflow has written."""
-    output = history["outputs"]["save"]
-    return [
-        server.output_directory / file["subfolder"] / file["filename"]
-        for files in output.values()
-        for file in files
-        if isinstance(file, dict)
-    ]
+def saved_file(server: ComfyServer, history: dict[str, Any], node_id: str = "save") -> Path:
+    """Returns the one file that a node of a finished workflow has written."""
+    output = history["outputs"][node_id]
+    (file,) = output["latents"] if "latents" in output else output["images"]
+    return server.output_directory / file["subfolder"] / file["filename"]
 
 
-def read_latent(server: ComfyServer, history: dict[str, Any]) -> torch.Tensor:
-    """Returns the latent that a finished `text_to_latent` workflow has saved."""
-    (path,) = saved_files(server, history)
-    return load_file(path)["latent_tensor"]
+def read_latent(
+    server: ComfyServer, history: dict[str, Any], node_id: str = "save"
+) -> torch.Tensor:
+    """Returns the latent that a node of a finished workflow has saved."""
+    return load_file(saved_file(server, history, node_id))["latent_tensor"]
 
 
-def _node(class_type: str, **inputs: Any) -> dict[str, Any]:
+def node(class_type: str, **inputs: Any) -> dict[str, Any]:
+    """Returns one node; an input is a value, or a link `[node id, output]`."""
     return {"class_type": class_type, "inputs": inputs}

@@ -1,0 +1,163 @@
+"""Draws pictures with adapters of several methods in a real ComfyUI, on one labelled sheet."""
+
+import os
+import textwrap
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from base_directory import CHECKPOINT_NAME, HOST_BASE, make_base_directory, make_example_adapters
+from comfy_server import ComfyServer
+from small_world import LATENT_REACH
+from workflows import node, read_latent, saved_file, text_to_image
+
+SHEET = HOST_BASE.with_name("demo.png")
+PICTURE_PX = 256
+PICTURE_LATENT = PICTURE_PX // 8
+DENOISE = 0.35
+"""Weights that were never trained cannot draw, but they can colour what is drawn."""
+LIGHTHOUSE = "lighthouse.png"
+LABEL_PX = 300
+GAP_PX = 16
+HEADING_PX = 96
+AMPLIFIED = 100_000
+COLUMNS = ("base", "strength 0.5", "strength 1.0", f"|hook - patch| x {AMPLIFIED}")
+
+Loader = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What one run of the workflow has given."""
+
+    picture: Image.Image
+    latent: Tensor
+    report: str
+    """What the Load Adapter node says of the file; empty where there is no node."""
+
+
+def main() -> None:
+    """Draws the sheet and says where it is."""
+    started = time.monotonic()
+    print("Making a small checkpoint and one adapter of each method ...", flush=True)
+    make_base_directory(HOST_BASE)
+    methods = make_example_adapters(HOST_BASE)
+    print("Starting ComfyUI ...", flush=True)
+    draw_lighthouse().save(HOST_BASE / "input" / LIGHTHOUSE)
+    with ComfyServer(Path(os.environ["COMFYUI_PATH"]), HOST_BASE) as server:
+        base = draw(server)
+        sheet = Sheet(rows=len(methods))
+        for row, method in enumerate(methods):
+            half = draw(server, loader(method, 0.5))
+            full = draw(server, loader(method, 1.0))
+            patched = draw(server, loader(method, 1.0, mode="patch"))
+            difference = (full.latent - patched.latent).abs()
+            effect = (full.latent - base.latent).abs().max().item()
+            sheet.write_label(row, f"{method}.safetensors", full.report)
+            for column, one in enumerate((base, half, full)):
+                sheet.paste(row, column, one.picture)
+            sheet.paste(row, 3, picture_of(difference))
+            sheet.write_number(
+                row,
+                3,
+                f"largest {difference.max().item():.1e} of {effect:.1f}, the adapter's effect",
+            )
+            seconds = time.monotonic() - started
+            print(f"  {row + 1} of {len(methods)}: {method} ({seconds:.0f} s)", flush=True)
+    sheet.image.save(SHEET)
+    print(f"The contact sheet is {SHEET}")
+
+
+def loader(method: str, strength: float, mode: str = "hook") -> Loader:
+    """Returns the inputs of a Load Adapter node."""
+    return {
+        "adapter": f"{method}.safetensors",
+        "strength_model": strength,
+        "strength_clip": strength,
+        "mode": mode,
+        "rank": 0,
+    }
+
+
+def draw(server: ComfyServer, *loaders: Loader) -> Drawn:
+    """Runs checkpoint, Load Adapter, KSampler, VAE Decode and Save Image on the lighthouse."""
+    prompt = text_to_image(CHECKPOINT_NAME, loaders, save_prefix="demo")
+    prompt["lighthouse"] = node("LoadImage", image=LIGHTHOUSE)
+    prompt["encode"] = node("VAEEncode", pixels=["lighthouse", 0], vae=["checkpoint", 2])
+    prompt["sampler"]["inputs"] |= {"latent_image": ["encode", 0], "denoise": DENOISE}
+    del prompt["empty"]
+    prompt["latent"] = node("SaveLatent", samples=["sampler", 0], filename_prefix="demo")
+    history = server.run(prompt)
+    report = history["outputs"].get("adapter_1", {"text": [""]})["text"][0]
+    picture = Image.open(saved_file(server, history)).convert("RGB")
+    return Drawn(picture, read_latent(server, history, "latent"), report)
+
+
+def draw_lighthouse() -> Image.Image:
+    """Returns a picture in blocks of 8x8 pixels, as the small checkpoint's VAE sees pictures."""
+    image = Image.new("RGB", (PICTURE_LATENT, PICTURE_LATENT), "#7fb4e0")
+    pen = ImageDraw.Draw(image)
+    pen.ellipse((2, 2, 7, 7), "#ffe27a")
+    pen.polygon([(18, 6), (31, 1), (31, 10)], "#fff6c8")
+    pen.rectangle((0, 24, 31, 31), "#2c5f8f")
+    pen.ellipse((6, 22, 26, 34), "#5b6b52")
+    pen.polygon([(13, 9), (18, 9), (20, 25), (11, 25)], "#f4f1ea")
+    for top in (12, 17, 22):
+        pen.rectangle((12, top, 19, top + 1), "#c8402f")
+    pen.rectangle((14, 5, 17, 8), "#ffd84a")
+    pen.rectangle((13, 3, 18, 4), "#8e2b20")
+    return image.resize((PICTURE_PX, PICTURE_PX), Image.Resampling.NEAREST)
+
+
+def picture_of(difference: Tensor) -> Image.Image:
+    """Returns the first three channels as colours, amplified; black is no difference."""
+    levels = (difference[0, :3] / (2 * LATENT_REACH) * AMPLIFIED).clamp(0, 1) * 255
+    pixels = levels.to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+    return Image.fromarray(pixels)
+
+
+class Sheet:
+    """A table of pictures: a label for each row, a title for each column."""
+
+    def __init__(self, rows: int) -> None:
+        width = LABEL_PX + len(COLUMNS) * (PICTURE_PX + GAP_PX)
+        height = HEADING_PX + rows * (PICTURE_PX + GAP_PX)
+        self.image = Image.new("RGB", (width, height), "white")
+        self._pen = ImageDraw.Draw(self.image)
+        title = "Any Adapter: one small checkpoint, one seed, one adapter in each row"
+        self._pen.text((GAP_PX, GAP_PX), title, "black", ImageFont.load_default(26))
+        for column, text in enumerate(COLUMNS):
+            left, _ = self._corner(0, column)
+            self._pen.text((left, HEADING_PX - 26), text, "black", ImageFont.load_default(17))
+
+    def paste(self, row: int, column: int, picture: Image.Image) -> None:
+        """Puts a picture into its place, in whole enlarged pixels."""
+        size = (PICTURE_PX, PICTURE_PX)
+        self.image.paste(picture.resize(size, Image.Resampling.NEAREST), self._corner(row, column))
+
+    def write_label(self, row: int, name: str, report: str) -> None:
+        """Writes the file's name and what the node says of it, at the left of a row."""
+        top = self._corner(row, 0)[1]
+        self._pen.text((GAP_PX, top), name, "black", ImageFont.load_default(17))
+        lines = [part for line in report.splitlines() for part in textwrap.wrap(line, 42)]
+        self._pen.text((GAP_PX, top + 28), "\n".join(lines), "#444", ImageFont.load_default(13))
+
+    def write_number(self, row: int, column: int, text: str) -> None:
+        """Writes over the lower edge of a picture."""
+        left, top = self._corner(row, column)
+        edge = top + PICTURE_PX
+        self._pen.rectangle((left, edge - 22, left + PICTURE_PX - 1, edge - 1), "white", "#888")
+        self._pen.text((left + 5, edge - 19), text, "black", ImageFont.load_default(12))
+
+    def _corner(self, row: int, column: int) -> tuple[int, int]:
+        step = PICTURE_PX + GAP_PX
+        return LABEL_PX + column * step, HEADING_PX + row * step
+
+
+if __name__ == "__main__":
+    main()
