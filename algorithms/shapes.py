@@ -76,4 +76,7 @@ def _pairs(axes: list[str], shape: tuple[int, ...], where: str) -> list[tuple[st
     if not variadic:
         return list(zip(axes, shape, strict=True))
     head, tail = axes[: variadic[0]], axes[variadic[0] + 1 :]
-    return [*zip(head, shape, strict=False), *zip(tail, shape[len(shape) - len(tail):], strict=True)]
+    return [
+        *zip(head, shape, strict=False),
+        *zip(tail, shape[len(shape) - len(tail) :], strict=True),
+    ]

@@ -19,12 +19,17 @@ def adapter_names() -> list[str]:
 
 
 def adapter_path(name: str) -> Path:
-    """Returns the path of a file of the list.
+    """Returns the path of a file in the host's LoRA folders.
+
+    The host's list is not asked: it is kept for a while, and a file that was just made is not in
+    it. Nor does ComfyUI 0.3.75 check the choice of a V3 node.
 
     Raises:
-        FileError: The name is not in the list, or the file is gone.
+        FileError: There is no such file, or the name points out of the folders.
     """
-    path = folder_paths.get_full_path(FOLDER, name) if name in adapter_names() else None
+    parts = name.replace("\\", "/").split("/")
+    outside = ".." in parts or "" in parts or ":" in parts[0]
+    path = None if outside else folder_paths.get_full_path(FOLDER, name)
     if path is None:
         raise FileError(
             f"{name} is not in the LoRA folders (any more). Refresh the list and choose again."
