@@ -1,5 +1,6 @@
 """Bad files over HTTP: each its own message, and a server that goes on."""
 
+import itertools
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ def lora(module: str, outputs: int, inputs: int) -> dict[str, Tensor]:
     }
 
 
+RUNS = itertools.count()
 FITTING = lora(TO_K, 320, 768)
 
 
@@ -73,7 +75,8 @@ def loader(name: str, mode: str = "hook") -> dict[str, Any]:
 
 
 def run(server: ComfyServer, *loaders: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-    history = server.run(text_to_latent(CHECKPOINT_NAME, loaders, steps=2))
+    prefix = f"bad_input_{next(RUNS)}"  # a new one, or the host would save nothing the second time
+    history = server.run(text_to_latent(CHECKPOINT_NAME, loaders, steps=2, save_prefix=prefix))
     return read_latent(server, history), history
 
 
