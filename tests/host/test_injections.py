@@ -1,0 +1,257 @@
+"""The life of hooks on a model: put on, taken off, shared by clones, and never left behind."""
+
+import gc
+
+import comfy.lora
+import comfy.model_management
+import comfy.ops
+import pytest
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor, nn
+
+from anyadapter.algorithms.adapters.diff import Diff
+from anyadapter.algorithms.adapters.lora import Lora
+from anyadapter.algorithms.binding import Bound
+from anyadapter.algorithms.keymap import Target
+from anyadapter.algorithms.layers import Rows
+from anyadapter.algorithms.strength import Placed, merged_weight
+from anyadapter.nodes.host.injections import KEY, add_hooks
+from anyadapter.nodes.host.patches import AdapterPatch, add_patches
+
+CPU = torch.device("cpu")
+NAMES = ("first", "second", "third")
+
+
+class Model(nn.Module):
+    """Three layers in a row, as the host builds them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        ops = comfy.ops.manual_cast
+        self.first = ops.Linear(6, 8)
+        self.second = ops.Linear(8, 8, bias=False)
+        self.third = ops.LayerNorm(8)
+        generator = torch.Generator().manual_seed(0)
+        for parameter in self.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.third(self.second(self.first(x)))
+
+
+X = torch.randn(2, 6, generator=torch.Generator().manual_seed(1))
+
+
+def lora(outputs: int, inputs: int) -> Lora:
+    generator = torch.Generator().manual_seed(outputs + inputs)
+    up = torch.randn(outputs, 3, generator=generator)
+    return Lora(up, torch.randn(3, inputs, generator=generator), 1.5)
+
+
+FIRST = Bound("a", Target("first.weight"), lora(8, 6))
+SECOND = Bound("b", Target("second.weight", Rows(2, 4)), lora(4, 8))
+THIRD = Bound("c", Target("third.weight"), Diff(torch.ones(8), torch.ones(8)))
+
+
+@pytest.fixture
+def base() -> ModelPatcher:
+    return ModelPatcher(Model(), CPU, CPU)
+
+
+def loaded(patcher: ModelPatcher) -> Tensor:
+    """Loads a patcher as the host does before it samples, and runs it."""
+    comfy.model_management.load_models_gpu([patcher])
+    with torch.no_grad():
+        return patcher.model(X)
+
+
+def hooked(base: ModelPatcher, strength: float, *bound: Bound) -> ModelPatcher:
+    clone = base.clone()
+    add_hooks(clone, bound or (FIRST, SECOND, THIRD), strength)
+    return clone
+
+
+def is_bare(model: nn.Module) -> bool:
+    return all("forward" not in module.__dict__ for module in model.modules())
+
+
+def test_hooks_act_like_merged_weights_and_leave_the_weights_alone(base: ModelPatcher) -> None:
+    before = {key: tensor.clone() for key, tensor in base.model.state_dict().items()}
+    merged = Model()
+    merged.load_state_dict(before)
+    for name, bound in (("first", FIRST), ("second", SECOND), ("third", THIRD)):
+        layer = getattr(merged, name)
+        placed = [Placed(bound.adapter, 0.5, bound.target.rows)]
+        layer.weight.data = merged_weight(layer.weight.data, placed)
+    merged.third.bias.data += 0.5
+    torch.testing.assert_close(loaded(hooked(base, 0.5)), merged(X).detach())
+    assert all(torch.equal(base.model.state_dict()[key], before[key]) for key in before)
+
+
+def test_loading_a_clone_without_hooks_takes_them_off(base: ModelPatcher) -> None:
+    without = loaded(base)
+    adapted = hooked(base, 1.0)
+    assert not torch.equal(loaded(adapted), without)
+    assert torch.equal(loaded(base), without)
+    assert is_bare(base.model)
+
+
+def test_clones_of_different_strength_take_turns(base: ModelPatcher) -> None:
+    weak, strong = hooked(base, 0.5), hooked(base, 1.0)
+    first = (loaded(weak), loaded(strong))
+    assert not torch.equal(*first)
+    for _ in range(2):
+        assert torch.equal(loaded(weak), first[0])
+        assert torch.equal(loaded(strong), first[1])
+
+
+def test_a_dying_clone_does_not_switch_off_the_one_in_use(base: ModelPatcher) -> None:
+    discarded = hooked(base, 0.5)
+    loaded(discarded)
+    used = discarded.clone()
+    add_hooks(used, (FIRST,), 1.0)
+    result = loaded(used)
+    copy = used.clone()
+    del discarded, copy
+    gc.collect()
+    assert torch.equal(used.model(X).detach(), result)
+
+
+def test_a_clone_that_dies_in_use_takes_its_hooks_with_it(base: ModelPatcher) -> None:
+    without = loaded(base)
+    adapted = hooked(base, 1.0)
+    loaded(adapted)
+    del adapted
+    gc.collect()
+    assert is_bare(base.model)
+    assert torch.equal(loaded(base), without)
+
+
+def test_a_second_loader_adds_to_a_clone_and_not_to_its_origin(base: ModelPatcher) -> None:
+    one = hooked(base, 0.5, FIRST)
+    alone = loaded(one)
+    both = one.clone()
+    add_hooks(both, (FIRST,), -0.2)
+    torch.testing.assert_close(loaded(both), loaded(hooked(base, 0.3, FIRST)))
+    assert torch.equal(loaded(one), alone)
+
+
+def test_injecting_twice_stacks_nothing(base: ModelPatcher) -> None:
+    adapted = hooked(base, 1.0)
+    result = loaded(adapted)
+    for injection in adapted.get_injections(KEY):
+        injection.inject(adapted)
+    assert torch.equal(adapted.model(X).detach(), result)
+    adapted.eject_model()
+    assert is_bare(adapted.model)
+
+
+def test_hooks_survive_unloading_and_partial_loading(base: ModelPatcher) -> None:
+    adapted = hooked(base, 1.0)
+    result = loaded(adapted)
+    comfy.model_management.unload_all_models()
+    assert is_bare(base.model)
+    assert torch.equal(loaded(adapted), result)
+    adapted.partially_unload(CPU, 100)
+    torch.testing.assert_close(adapted.model(X).detach(), result)
+    adapted.partially_load(CPU, 10)
+    torch.testing.assert_close(adapted.model(X).detach(), result)
+
+
+def test_an_install_that_fails_leaves_no_hook_behind(base: ModelPatcher) -> None:
+    gone = Bound("d", Target("gone.weight"), FIRST.adapter)
+    adapted = hooked(base, 1.0, FIRST, SECOND, gone, THIRD)
+    with pytest.raises(AttributeError, match="gone"):
+        adapted.inject_model()
+    assert is_bare(base.model)
+
+
+def test_an_exception_in_a_layer_leaves_nothing_behind(base: ModelPatcher) -> None:
+    without = loaded(base)
+    adapted = hooked(base, 1.0)
+    loaded(adapted)
+    with pytest.raises(RuntimeError):
+        adapted.model(torch.ones(2, 5))
+    assert torch.equal(loaded(base), without)
+
+
+def test_a_wrapper_of_somebody_else_stays_and_keeps_working(base: ModelPatcher) -> None:
+    without = loaded(base)
+    adapted = hooked(base, 1.0, FIRST)
+    result = loaded(adapted)
+    inner = base.model.first.forward
+    base.model.first.forward = lambda x: inner(x)
+    wrapper = base.model.first.forward
+    assert torch.equal(loaded(base), without)
+    assert base.model.first.forward is wrapper
+    assert torch.equal(loaded(adapted), result)
+
+
+def test_a_new_strength_patches_no_weight(
+    base: ModelPatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded(base)
+    calls: list[str] = []
+    original = comfy.lora.calculate_weight
+
+    def counted(patches: object, weight: Tensor, key: str, *args: object, **more: object) -> Tensor:
+        calls.append(key)
+        return original(patches, weight, key, *args, **more)
+
+    monkeypatch.setattr(comfy.lora, "calculate_weight", counted)
+    for strength in (0.3, 0.6):
+        adapted = hooked(base, strength)
+        loaded(adapted)
+        assert adapted.patches_uuid == base.patches_uuid
+    assert not calls
+
+
+def test_device_copies_go_when_the_model_is_unloaded(base: ModelPatcher) -> None:
+    adapted = hooked(base, 1.0)
+    loaded(adapted)
+    bank = adapted.get_attachment(KEY)
+    assert bank._moved
+    adapted.detach()
+    assert not bank._moved
+
+
+def test_a_clone_with_modules_of_its_own_is_injected_anew(base: ModelPatcher) -> None:
+    adapted = hooked(base, 1.0)
+    result = loaded(adapted)
+    other = adapted.clone()
+    other.model = Model()
+    for callback in other.get_all_callbacks("on_clone"):
+        callback(adapted, other)
+    assert not other.is_injected
+    other.inject_model()
+    torch.testing.assert_close(other.model(X).detach(), result)
+
+
+def test_patches_of_two_loaders_join_and_give_the_hooks_result(base: ModelPatcher) -> None:
+    patched = base.clone()
+    patched.add_patches({"first.weight": (torch.ones(8, 6),)}, 0.1)
+    foreign = patched.patches["first.weight"][0]
+    hooks = hooked(patched, 0.3, FIRST, SECOND, THIRD)
+    assert not add_patches(patched, (FIRST, SECOND, THIRD), 0.5)
+    assert not add_patches(patched, (FIRST, SECOND, THIRD), -0.2)
+    assert patched.patches["first.weight"][0] is foreign
+    assert len(patched.patches["first.weight"]) == 2
+    torch.testing.assert_close(loaded(patched), loaded(hooks))
+
+
+def test_a_bias_without_a_home_is_reported(base: ModelPatcher) -> None:
+    shift = Bound("b", Target("second.weight"), Diff(diff_b=torch.ones(8)))
+    assert add_patches(base.clone(), (shift,), 1.0) == ["second.bias"]
+
+
+def test_the_tensors_that_the_offloader_moved_are_the_ones_used(base: ModelPatcher) -> None:
+    patched = base.clone()
+    add_patches(patched, (FIRST,), 1.0)
+    patch = patched.patches["first.weight"][0][1]
+    assert isinstance(patch, AdapterPatch)
+    rebuilt = type(patch)(patch.loaded_keys, tuple(tensor * 2 for tensor in patch.weights))
+    weight = base.model.first.weight.detach()
+    change = patch.calculate_weight(weight, "first.weight", 1.0, 1.0, None, None) - weight
+    moved = rebuilt.calculate_weight(weight, "first.weight", 1.0, 1.0, None, None) - weight
+    torch.testing.assert_close(moved, change * 4)
