@@ -19,14 +19,21 @@ from workflows import node, read_latent, saved_file, text_to_image
 SHEET = HOST_BASE.with_name("demo.png")
 PICTURE_PX = 256
 PICTURE_LATENT = PICTURE_PX // 8
-DENOISE = 0.35
+DENOISE = 0.7
 """Weights that were never trained cannot draw, but they can colour what is drawn."""
 LIGHTHOUSE = "lighthouse.png"
 LABEL_PX = 300
 GAP_PX = 16
 HEADING_PX = 96
-AMPLIFIED = 100_000
-COLUMNS = ("base", "strength 0.5", "strength 1.0", f"|hook - patch| x {AMPLIFIED}")
+EFFECT_AMPLIFIED = 16
+ERROR_AMPLIFIED = 100_000
+COLUMNS = (
+    "base",
+    "strength 0.5",
+    "strength 1.0",
+    f"|strength 1.0 - base| x {EFFECT_AMPLIFIED}",
+    f"|hook - patch| x {ERROR_AMPLIFIED}",
+)
 
 Loader = dict[str, Any]
 
@@ -57,16 +64,14 @@ def main() -> None:
             full = draw(server, loader(method, 1.0))
             patched = draw(server, loader(method, 1.0, mode="patch"))
             difference = (full.latent - patched.latent).abs()
-            effect = (full.latent - base.latent).abs().max().item()
+            effect = (full.latent - base.latent).abs()
             sheet.write_label(row, f"{method}.safetensors", full.report)
             for column, one in enumerate((base, half, full)):
                 sheet.paste(row, column, one.picture)
-            sheet.paste(row, 3, picture_of(difference))
-            sheet.write_number(
-                row,
-                3,
-                f"largest {difference.max().item():.1e} of {effect:.1f}, the adapter's effect",
-            )
+            sheet.paste(row, 3, picture_of(effect, EFFECT_AMPLIFIED))
+            sheet.write_number(row, 3, f"largest {effect.max().item():.1f}")
+            sheet.paste(row, 4, picture_of(difference, ERROR_AMPLIFIED))
+            sheet.write_number(row, 4, f"largest {difference.max().item():.1e}")
             seconds = time.monotonic() - started
             print(f"  {row + 1} of {len(methods)}: {method} ({seconds:.0f} s)", flush=True)
     sheet.image.save(SHEET)
@@ -114,9 +119,9 @@ def draw_lighthouse() -> Image.Image:
     return image.resize((PICTURE_PX, PICTURE_PX), Image.Resampling.NEAREST)
 
 
-def picture_of(difference: Tensor) -> Image.Image:
+def picture_of(difference: Tensor, amplified: float) -> Image.Image:
     """Returns the first three channels as colours, amplified; black is no difference."""
-    levels = (difference[0, :3] / (2 * LATENT_REACH) * AMPLIFIED).clamp(0, 1) * 255
+    levels = (difference[0, :3] / (2 * LATENT_REACH) * amplified).clamp(0, 1) * 255
     pixels = levels.to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
     return Image.fromarray(pixels)
 
