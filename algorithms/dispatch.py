@@ -31,7 +31,7 @@ class Dispatcher:
         y = self._original(*args, **kwargs)
         if self._placed_on is None:
             return y
-        x: Tensor = args[0] if args else kwargs["input"]
+        x: Tensor = args[0] if args else next(iter(kwargs.values()))
         return hooked_output(x, y, self._layer, self._placed_on(x.device, x.dtype))
 
     def retire(self) -> None:

@@ -108,11 +108,12 @@ def add_hooks(patcher: ModelPatcher, bound: Sequence[Bound], strength: float) ->
     patcher.set_attachments(KEY, bank.with_added(bound, strength))
     if patcher.get_injections(KEY):
         return
+    patcher.is_injected = False  # copied from an origin that another pack has injected
     patcher.set_injections(KEY, [PatcherInjection(inject, eject)])
     patcher.add_callback_with_key(CallbacksMP.ON_DETACH, KEY, _release)
     for event in ("ON_CLONE", "ON_DEEPCLONE_MULTIGPU", "ON_MATCH_MULTIGPU_CLONES"):
         if hasattr(CallbacksMP, event):
-            patcher.add_callback_with_key(getattr(CallbacksMP, event), KEY, _reset_if_other_model)
+            patcher.add_callback_with_key(getattr(CallbacksMP, event), KEY, _mark_as_not_injected)
 
 
 def inject(patcher: ModelPatcher) -> None:
@@ -171,7 +172,12 @@ def _release(patcher: ModelPatcher, *_: Any) -> None:
         bank.release()
 
 
-def _reset_if_other_model(old: ModelPatcher, new: ModelPatcher, *_: Any) -> None:
-    """Lets the host inject a clone with modules of its own: it copies `is_injected` blindly."""
-    if new.model is not old.model:
-        new.is_injected = False
+def _mark_as_not_injected(old: ModelPatcher, new: ModelPatcher, *_: Any) -> None:
+    """Says of a new clone what is true: nothing of its own stands on the modules yet.
+
+    The host copies `is_injected` blindly. A clone that believes it would put its adapters on the
+    shared modules as soon as somebody adds a weight patch to it, long before it is loaded, and one
+    with modules of its own would never be injected.
+    """
+    del old
+    new.is_injected = False

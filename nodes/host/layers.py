@@ -21,7 +21,9 @@ def layer_of(module: Any) -> Layer | None:
     if hasattr(module, "num_groups") and hasattr(module, "eps"):
         return Layer("group_norm", shape, groups=module.num_groups, eps=module.eps)
     if hasattr(module, "normalized_shape") and hasattr(module, "eps"):
-        kind = "layer_norm" if hasattr(module, "bias") else "rms_norm"
+        # The host's RMS norm has a bias too, which is None: only its name tells it apart.
+        rms = any("RMS" in base.__name__ for base in type(module).__mro__)
+        kind = "rms_norm" if rms else "layer_norm"
         return Layer(kind, shape, eps=module.eps)
     return None
 
@@ -32,7 +34,7 @@ def _convolution(module: Any) -> Layer | None:
     A causal convolution of a video model pads its input there: its geometry is not that of its
     attributes. So `forward` must come from a class that is called Conv1d, Conv2d or Conv3d.
     """
-    owner = type(module).forward.__qualname__.split(".")[-2]
+    owner = type(module).forward.__qualname__.rpartition(".")[0].rpartition(".")[2]
     plain = owner in ("Conv1d", "Conv2d", "Conv3d") and not module.transposed
     if not plain or isinstance(module.padding, str):
         return None

@@ -21,8 +21,8 @@ class Layout:
     """What a patch is made of besides its tensors."""
 
     placed: tuple[Placed, ...]
-    of_bias: bool
-    """Whether the patched parameter is the bias of the layer."""
+    of_bias: tuple[bool, ...]
+    """Of each adapter: whether its change of the bias is meant, and not that of the weight."""
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -77,10 +77,13 @@ class AdapterPatch(WeightAdapterBase):
             replace(item, strength=item.strength * strength)
             for item in layout.with_tensors(self.weights, weight.device)
         ]
-        if not layout.of_bias:
-            return merged_weight(weight, placed)
-        bias = merged_bias(weight, weight.shape[0], placed)
-        assert bias is not None
+        changes = list(zip(placed, layout.of_bias, strict=True))
+        result = merged_weight(weight, [item for item, of_bias in changes if not of_bias])
+        biases = [item for item, of_bias in changes if of_bias]
+        if not biases:
+            return result
+        bias = merged_bias(result, result.shape[0], biases)
+        assert bias is not None, "the bias of a layer that has one"
         return bias
 
 
@@ -97,20 +100,18 @@ def add_patches(patcher: ModelPatcher, bound: Sequence[Bound], strength: float) 
         UnsupportedLayerError: The host does not take a patch for a weight that it has named.
     """
     keys = set(patcher.model.state_dict())
-    layouts: dict[str, list[Placed]] = defaultdict(list)
-    biases: set[str] = set()
+    layouts: dict[str, list[tuple[Placed, bool]]] = defaultdict(list)
     missing: list[str] = []
     for item in bound:
         placed = Placed(item.adapter, strength, item.target.rows)
         changes_weight, changes_bias = _changes(item, patcher)
         if changes_weight:
-            layouts[item.target.weight].append(placed)
+            layouts[item.target.weight].append((placed, False))
         if changes_bias and item.target.bias in keys:
-            biases.add(item.target.bias)
-            layouts[item.target.bias].append(placed)
+            layouts[item.target.bias].append((placed, True))
         elif changes_bias:
             missing.append(item.target.bias)
-    patches = {key: _joined(patcher, key, placed, key in biases) for key, placed in layouts.items()}
+    patches = {key: _joined(patcher, key, changes) for key, changes in layouts.items()}
     refused = patches.keys() - set(patcher.add_patches(patches))
     if refused:
         raise UnsupportedLayerError(
@@ -136,7 +137,7 @@ def _parameter(model: torch.nn.Module, key: str) -> Tensor:
 
 
 def _joined(
-    patcher: ModelPatcher, key: str, placed: Sequence[Placed], of_bias: bool
+    patcher: ModelPatcher, key: str, changes: Sequence[tuple[Placed, bool]]
 ) -> AdapterPatch:
     """Takes our earlier patch off `key` and returns one that holds both."""
     earlier: list[Any] = []
@@ -145,6 +146,8 @@ def _joined(
         (earlier if isinstance(patch[1], AdapterPatch) else others).append(patch)
     if earlier:
         patcher.patches[key] = others
-    before = [item for patch in earlier for item in patch[1].loaded_keys.placed]
-    layout = Layout((*before, *placed), of_bias)
+    layouts = [patch[1].loaded_keys for patch in earlier]
+    before = [pair for old in layouts for pair in zip(old.placed, old.of_bias, strict=True)]
+    placed, of_bias = zip(*before, *changes, strict=True)
+    layout = Layout(placed, of_bias)
     return AdapterPatch(layout, layout.tensors)

@@ -1,5 +1,6 @@
 """The life of hooks on a model: put on, taken off, shared by clones, and never left behind."""
 
+import copy
 import gc
 
 import comfy.lora
@@ -8,6 +9,7 @@ import comfy.ops
 import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import PatcherInjection
 from torch import Tensor, nn
 
 from anyadapter.algorithms.adapters.diff import Diff
@@ -112,10 +114,22 @@ def test_a_dying_clone_does_not_switch_off_the_one_in_use(base: ModelPatcher) ->
     used = discarded.clone()
     add_hooks(used, (FIRST,), 1.0)
     result = loaded(used)
-    copy = used.clone()
-    del discarded, copy
+    spare = used.clone()
+    del discarded, spare
     gc.collect()
     assert torch.equal(used.model(X).detach(), result)
+
+
+def test_only_the_owner_of_the_hooks_takes_them_off(base: ModelPatcher) -> None:
+    weak, strong = hooked(base, 0.5), hooked(base, 1.0)
+    result = loaded(strong)
+    comfy.model_management.unload_all_models()
+    weak.inject_model()
+    strong.inject_model()
+    weak.eject_model()
+    assert torch.equal(base.model(X).detach(), result)
+    strong.eject_model()
+    assert is_bare(base.model)
 
 
 def test_a_clone_that_dies_in_use_takes_its_hooks_with_it(base: ModelPatcher) -> None:
@@ -126,6 +140,61 @@ def test_a_clone_that_dies_in_use_takes_its_hooks_with_it(base: ModelPatcher) ->
     gc.collect()
     assert is_bare(base.model)
     assert torch.equal(loaded(base), without)
+
+
+def test_a_clone_of_the_one_in_use_outlives_it(base: ModelPatcher) -> None:
+    adapted = hooked(base, 1.0)
+    result = loaded(adapted)
+    later = adapted.clone()
+    del adapted
+    gc.collect()
+    assert torch.equal(loaded(later), result)
+
+
+def test_patching_a_clone_of_the_one_in_use_leaves_no_hook_on_the_base(base: ModelPatcher) -> None:
+    # ComfyUI's own LoRA loader behind ours, then a sampler on the bare model: it had our effect.
+    without = loaded(base)
+    adapted = hooked(base, 1.0)
+    loaded(adapted)
+    later = adapted.clone()
+    later.add_patches({"first.weight": (torch.ones(8, 6),)})
+    assert torch.equal(loaded(base), without)
+    assert is_bare(base.model)
+
+
+def test_patching_a_clone_of_the_one_in_use_does_not_switch_it(base: ModelPatcher) -> None:
+    adapted = hooked(base, 1.0)
+    result = loaded(adapted)
+    later = adapted.clone()
+    add_hooks(later, (FIRST,), 1.0)
+    later.add_patches({"first.weight": (torch.ones(8, 6),)})
+    assert torch.equal(adapted.model(X).detach(), result)
+
+
+def test_asking_an_idle_clone_for_its_weights_leaves_no_hook_on_the_base(
+    base: ModelPatcher,
+) -> None:
+    without = loaded(base)
+    adapted = hooked(base, 1.0)
+    loaded(adapted)
+    later = adapted.clone()
+    loaded(base)
+    later.model_state_dict()
+    assert torch.equal(loaded(base), without)
+    assert is_bare(base.model)
+
+
+def test_hooks_on_a_clone_of_what_another_pack_injected_stay_off_the_base(
+    base: ModelPatcher,
+) -> None:
+    without = loaded(base)
+    foreign = base.clone()
+    foreign.set_injections("other", [PatcherInjection(lambda _: None, lambda _: None)])
+    loaded(foreign)
+    adapted = hooked(foreign, 1.0)
+    adapted.add_patches({"first.weight": (torch.ones(8, 6),)})
+    assert torch.equal(loaded(base), without)
+    assert is_bare(base.model)
 
 
 def test_a_second_loader_adds_to_a_clone_and_not_to_its_origin(base: ModelPatcher) -> None:
@@ -159,12 +228,59 @@ def test_hooks_survive_unloading_and_partial_loading(base: ModelPatcher) -> None
     torch.testing.assert_close(adapted.model(X).detach(), result)
 
 
+@pytest.mark.parametrize("budget", [0, 1, 120, 300, 700, 10**6])
+def test_every_budget_of_memory_gives_the_same_output(base: ModelPatcher, budget: int) -> None:
+    adapted = hooked(base, 1.0)
+    result = loaded(adapted)
+    comfy.model_management.unload_all_models()
+    adapted.partially_load(CPU, budget)
+    assert torch.equal(adapted.model(X).detach(), result)
+    adapted.detach()
+    assert is_bare(base.model)
+
+
+def test_hooks_stay_right_on_weights_that_are_patched_while_they_run(base: ModelPatcher) -> None:
+    patched = base.clone()
+    patched.add_patches({"first.weight": (torch.ones(8, 6),)}, 0.1)
+    adapted = hooked(patched, 1.0)
+    result = loaded(adapted)
+    comfy.model_management.unload_all_models()
+    adapted.partially_load(CPU, 1)
+    assert base.model.first.weight_function
+    torch.testing.assert_close(adapted.model(X).detach(), result)
+    adapted.detach()
+
+
+def test_hooks_of_half_precision_follow_the_input(base: ModelPatcher) -> None:
+    half = Lora(FIRST.adapter.up.half(), FIRST.adapter.down.half(), 1.5)
+    adapted = hooked(base, 1.0, Bound("a", Target("first.weight"), half))
+    assert loaded(adapted).dtype == torch.float32
+    assert adapted.model.first(X.bfloat16()).dtype == torch.bfloat16
+
+
 def test_an_install_that_fails_leaves_no_hook_behind(base: ModelPatcher) -> None:
     gone = Bound("d", Target("gone.weight"), FIRST.adapter)
     adapted = hooked(base, 1.0, FIRST, SECOND, gone, THIRD)
     with pytest.raises(AttributeError, match="gone"):
         adapted.inject_model()
     assert is_bare(base.model)
+
+
+def test_a_module_that_went_away_takes_the_installed_hooks_off_again() -> None:
+    layers = nn.ModuleDict({name: comfy.ops.manual_cast.Linear(4, 4) for name in "abcde"})
+    patcher = ModelPatcher(layers, CPU, CPU)
+    adapter = lora(4, 4)
+    add_hooks(patcher, [Bound(name, Target(f"{name}.weight"), adapter) for name in "abcde"], 1.0)
+    third = layers.pop("c")
+    with pytest.raises(AttributeError, match="c"):
+        patcher.inject_model()
+    assert is_bare(layers)
+    assert not patcher.is_injected
+    layers["c"] = third
+    patcher.inject_model()
+    assert all("forward" in module.__dict__ for module in layers.values())
+    patcher.eject_model()
+    assert is_bare(layers)
 
 
 def test_an_exception_in_a_layer_leaves_nothing_behind(base: ModelPatcher) -> None:
@@ -186,6 +302,39 @@ def test_a_wrapper_of_somebody_else_stays_and_keeps_working(base: ModelPatcher) 
     assert torch.equal(loaded(base), without)
     assert base.model.first.forward is wrapper
     assert torch.equal(loaded(adapted), result)
+
+
+def test_a_wrapper_that_stays_is_not_stacked_upon(base: ModelPatcher) -> None:
+    without = loaded(base)
+    weak, strong = hooked(base, 0.5, FIRST), hooked(base, 1.0, FIRST)
+    first, second = loaded(weak), loaded(strong)
+    inner = base.model.first.forward
+    calls: list[int] = []
+
+    def wrapper(x: Tensor) -> Tensor:
+        calls.append(1)
+        return inner(x)
+
+    base.model.first.forward = wrapper
+    for _ in range(2):
+        assert torch.equal(loaded(weak), first)
+        assert torch.equal(loaded(strong), second)
+        assert torch.equal(loaded(base), without)
+        assert base.model.first.forward is wrapper
+    assert len(calls) == 6
+
+
+def test_a_wrapper_under_ours_is_put_back_as_it_was(base: ModelPatcher) -> None:
+    inner = base.model.first.forward
+
+    def wrapper(x: Tensor) -> Tensor:
+        return 2 * inner(x)
+
+    base.model.first.forward = wrapper
+    without = loaded(base)
+    assert not torch.equal(loaded(hooked(base, 1.0, FIRST)), without)
+    assert torch.equal(loaded(base), without)
+    assert base.model.first.forward is wrapper
 
 
 def test_a_new_strength_patches_no_weight(
@@ -226,6 +375,20 @@ def test_a_clone_with_modules_of_its_own_is_injected_anew(base: ModelPatcher) ->
     assert not other.is_injected
     other.inject_model()
     torch.testing.assert_close(other.model(X).detach(), result)
+
+
+def test_a_deep_copy_of_a_hooked_model_sheds_the_hooks_of_its_origin(base: ModelPatcher) -> None:
+    without = loaded(base)
+    adapted = hooked(base, 1.0)
+    result = loaded(adapted)
+    other = ModelPatcher(copy.deepcopy(base.model), CPU, CPU)
+    add_hooks(other, (FIRST, SECOND, THIRD), 1.0)
+    other.inject_model()
+    assert torch.equal(other.model(X).detach(), result)
+    other.eject_model()
+    assert is_bare(other.model)
+    assert torch.equal(other.model(X).detach(), without)
+    assert torch.equal(adapted.model(X).detach(), result)
 
 
 def test_patches_of_two_loaders_join_and_give_the_hooks_result(base: ModelPatcher) -> None:

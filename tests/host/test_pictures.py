@@ -152,6 +152,26 @@ def test_an_adapter_adds_up_with_one_of_the_host_s_loader(pictures: Pictures, mo
     assert pictures.error(pictures.latent(prompt), LOCON, FULL) < TOLERANCE
 
 
+def test_a_loader_of_the_host_behind_ours_leaves_the_plain_model_alone(pictures: Pictures):
+    # The plain model was drawn with our adapter: the host's loader made a copy of the model in
+    # use, and adding patches to the copy put its hooks on the modules that all copies share.
+    pictures.latent(pictures.prompt([LOCON], ["hook"], use_clip=False))
+    prompt = pictures.prompt([LOCON], ["hook"], use_clip=False)
+    prompt["host_s"] = {
+        "class_type": "LoraLoader",
+        "inputs": {
+            "model": ["adapter_1", 0],
+            "clip": ["checkpoint", 1],
+            "lora_name": pictures.adapter("full"),
+            "strength_model": 1.0,
+            "strength_clip": 0.0,
+        },
+    }
+    prompt["positive"]["inputs"]["clip"] = ["host_s", 1]  # so it runs before the sampler
+    prompt["sampler"]["inputs"]["model"] = ["checkpoint", 0]
+    assert torch.equal(pictures.latent(prompt), pictures.plain)
+
+
 @pytest.mark.parametrize("modes", [("hook", "hook"), ("patch", "patch"), ("hook", "patch")])
 def test_clones_of_different_strength_side_by_side_do_not_disturb_each_other(
     pictures: Pictures, modes: tuple[Mode, Mode]
