@@ -7,7 +7,7 @@ import torch
 
 from .adapters import Adapter
 from .errors import NoMatchError, ShapeError
-from .families import detect, in_text_encoder
+from .families import Family, detect, in_text_encoder
 from .formats.parse import AdapterSet
 from .keymap import KeyMap, Target
 
@@ -106,8 +106,10 @@ def require_match(
     return tuple(module for module in adapter_set.adapters if module in nowhere)
 
 
-def _made_for(adapter_set: AdapterSet, *key_maps: KeyMap) -> str:
-    """Says what the file was made for and what the model is, as far as it can be told."""
+def families(
+    adapter_set: AdapterSet, key_maps: Sequence[KeyMap]
+) -> tuple[Family | None, Family | None]:
+    """Returns the family that a file was made for and that of the model, by names and shapes."""
     of_file = detect(
         {
             module: frozenset(
@@ -126,10 +128,15 @@ def _made_for(adapter_set: AdapterSet, *key_maps: KeyMap) -> str:
             for weight, shape in key_map.shapes.items()
         }
     )
-    said = adapter_set.metadata.architecture
-    made = of_file.name if of_file else said
+    return of_file, of_model
+
+
+def _made_for(adapter_set: AdapterSet, *key_maps: KeyMap) -> str:
+    """Says what the file was made for and what the model is, as far as it can be told."""
+    of_file, of_model = families(adapter_set, key_maps)
+    made_for = of_file.name if of_file else adapter_set.metadata.architecture
     sentences = [
-        f"The file was made for {made}" if made else "What the file was made for is unknown",
+        f"The file was made for {made_for}" if made_for else "What it was made for is unknown",
         f"the model is {of_model.name}" if of_model else "the model's family is unknown",
     ]
     return "; ".join(sentences) + "."

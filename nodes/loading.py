@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..algorithms.binding import Binding, bind, require_match
+from ..algorithms.binding import Binding, bind, families, require_match
 from ..algorithms.errors import AdapterError
 from ..algorithms.formats.parse import AdapterSet
 from ..algorithms.keymap import KeyMap
@@ -107,6 +107,8 @@ class LoadAdapter(io.ComfyNode):
         key_maps = _key_maps(model, clip)
         bindings = {part: bind(adapter_set, key_map) for part, key_map in key_maps.items()}
         homeless = require_match(adapter_set, [*bindings.values()], [*key_maps.values()])
+        if homeless:
+            notes += _other_family(adapter_set, [*key_maps.values()])
         coverage: list[Coverage] = []
         if model is not None:
             model, applied = _adapted(model, bindings[MODEL], strength_model, mode)
@@ -150,6 +152,17 @@ def _cut(adapter_set: AdapterSet, rank: int) -> tuple[AdapterSet, list[str]]:
         "most important ranks first. Set rank to 0 for an ordinary LoRA."
     )
     return adapter_set.sliced(rank), [note]
+
+
+def _other_family(adapter_set: AdapterSet, key_maps: list[KeyMap]) -> list[str]:
+    """Returns a warning if parts of a file fit although it was made for another family."""
+    made_for, model = families(adapter_set, key_maps)
+    if made_for is None or model is None or made_for == model:
+        return []
+    return [
+        f"The file was made for {made_for.name}, the model is {model.name}: "
+        "only what fits is applied."
+    ]
 
 
 def _biases(applied: Applied) -> list[str]:

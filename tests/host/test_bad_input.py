@@ -1,149 +1,175 @@
-"""Bad files over HTTP: each its own message, and a server that goes on."""
+"""A file that cannot be used stops the prompt with its own message, and nothing else."""
 
-import itertools
-import pickle
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save, save_file
-from torch import Tensor
 
-from base_directory import CHECKPOINT_NAME, cached_checkpoint, link_or_copy
-from comfy_server import ComfyServer, PromptFailedError, PromptRejectedError
-from workflows import read_latent, text_to_latent
+import broken_files
+from base_directory import CHECKPOINT_NAME
+from comfy_server import PromptFailedError, PromptInterruptedError, PromptRejectedError
+from made_adapters import Applied
+from pictures import MODES, Mode, Pictures
+from workflows import text_to_latent
 
-TO_K = "lora_unet_input_blocks_1_1_transformer_blocks_0_attn2_to_k"
-
-
-def lora(module: str, outputs: int, inputs: int) -> dict[str, Tensor]:
-    return {
-        f"{module}.lora_up.weight": torch.ones(outputs, 2) * 0.01,
-        f"{module}.lora_down.weight": torch.ones(2, inputs) * 0.01,
-    }
+GOOD = Applied("lora", 0.8, 0.8)
 
 
-RUNS = itertools.count()
-FITTING = lora(TO_K, 320, 768)
-
-
-def with_nan() -> dict[str, Tensor]:
-    tensors = {key: tensor.clone() for key, tensor in FITTING.items()}
-    tensors[f"{TO_K}.lora_up.weight"][3, 1] = float("nan")
-    return tensors
-
-
-SDXL = lora("lora_unet_input_blocks_4_1_transformer_blocks_1_attn1_to_q", 640, 640) | lora(
-    "lora_te2_text_model_encoder_layers_0_mlp_fc1", 5120, 1280
-)
-FLUX = lora("lora_unet_double_blocks_0_img_attn_qkv", 9216, 3072)
-HALF = {f"{TO_K}.lora_up.weight": torch.ones(320, 2)}
-
-BAD: dict[str, tuple[str, Callable[[Path], Any], tuple[str, ...]]] = {
-    "truncated": ("t.safetensors", lambda p: p.write_bytes(save(FITTING)[:-9]), ("truncated",)),
-    "empty": ("e.safetensors", lambda p: p.write_bytes(b""), ("empty",)),
-    "no tensors": ("n.safetensors", lambda p: p.write_bytes(save({})), ("holds no tensors",)),
-    "text": ("x.safetensors", lambda p: p.write_text("<html>404"), ("not a safetensors file",)),
-    "pickle": ("p.pt", lambda p: p.write_bytes(pickle.dumps({})), ("pickle", "Convert")),
-    "checkpoint": (
-        "c.safetensors",
-        lambda p: link_or_copy(cached_checkpoint(), p),
-        ("is a checkpoint", "Load Checkpoint"),
-    ),
-    "SDXL": ("s.safetensors", lambda p: save_file(SDXL, p), ("made for SDXL", "is SD 1.x")),
-    "Flux": ("f.safetensors", lambda p: save_file(FLUX, p), ("made for Flux", "is SD 1.x")),
-    "SD 2": (
-        "2.safetensors",
-        lambda p: save_file(lora(TO_K, 320, 1024), p),
-        ("does not fit", TO_K, "320 x 1024", "320 x 768", "made for SD 2.x; the model is SD 1.x"),
-    ),
-    "NaN": ("a.safetensors", lambda p: save_file(with_nan(), p), ("NaN", "lora_up.weight")),
-    "half": ("h.safetensors", lambda p: save_file(HALF, p), ("incomplete", "lora_down.weight")),
-}
-
-
-def loader(name: str, mode: str = "hook") -> dict[str, Any]:
-    return {
-        "adapter": name,
-        "strength_model": 1.0,
-        "strength_clip": 1.0,
-        "mode": mode,
-        "rank": 0,
-    }
-
-
-def run(server: ComfyServer, *loaders: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-    prefix = f"bad_input_{next(RUNS)}"  # a new one, or the host would save nothing the second time
-    history = server.run(text_to_latent(CHECKPOINT_NAME, loaders, steps=2, save_prefix=prefix))
-    return read_latent(server, history), history
+@pytest.fixture(scope="module")
+def pictures(server) -> Pictures:
+    return Pictures(server)
 
 
 @pytest.fixture
-def loras(server: ComfyServer) -> Path:
-    return server.base_directory / "models" / "loras"
+def good(pictures: Pictures) -> Path:
+    return _folder(pictures) / pictures.adapter(GOOD.method)
 
 
-@pytest.mark.parametrize("kind", BAD)
-def test_a_bad_file_is_named_and_the_server_goes_on(
-    server: ComfyServer, loras: Path, kind: str
-) -> None:
-    before, _ = run(server)
-    name, write, words = BAD[kind]
-    name = f"bad_{name}"
-    write(loras / name)
-    with pytest.raises(PromptFailedError) as caught:
-        run(server, loader(name))
-    for word in (name, *words):
-        assert word in str(caught.value)
-    assert torch.equal(run(server)[0], before)
-
-
-def test_unknown_tensors_are_named_and_the_rest_is_loaded(server: ComfyServer, loras: Path) -> None:
-    save_file(FITTING, loras / "plain.safetensors")
-    extra = {"lora_unet_foo.bar_w": torch.ones(1), **lora("lora_unet_unheard_of", 3, 3)}
-    save_file(FITTING | extra, loras / "extra.safetensors")
-    plain, _ = run(server, loader("plain.safetensors"))
-    latent, history = run(server, loader("extra.safetensors"))
-    assert torch.equal(latent, plain)
-    (text,) = history["outputs"]["adapter_1"]["text"]
-    assert "Tensors not understood: lora_unet_foo.bar_w" in text
-    assert "No home in the diffusion model: lora_unet_unheard_of" in text
-
-
-def test_a_file_that_disappears_is_named(server: ComfyServer, loras: Path) -> None:
-    path = loras / "gone.safetensors"
-    save_file(FITTING, path)
-    server.object_info("AnyAdapterLoad")
-    path.unlink()
-    with pytest.raises((PromptFailedError, PromptRejectedError), match=r"gone\.safetensors"):
-        run(server, loader(path.name))
+@pytest.fixture(autouse=True)
+def _serves_on(pictures: Pictures):
+    """After each test a good prompt gives what it gave before."""
+    before = pictures.loaded("hook", GOOD)
+    yield
+    assert torch.equal(pictures.latent(pictures.prompt([GOOD], ["hook"])), before)
 
 
 @pytest.mark.parametrize(
-    "name", ["../outside.safetensors", "/outside.safetensors", "..\\outside.safetensors"]
+    ("write", "name", "words"),
+    [
+        (broken_files.write_truncated, "cut.safetensors", ["truncated", "bytes"]),
+        (broken_files.write_truncated_in_header, "stub.safetensors", ["truncated", "bytes"]),
+        (broken_files.write_empty, "nothing.safetensors", ["empty", "0 bytes"]),
+        (broken_files.write_without_tensors, "hollow.safetensors", ["no tensors"]),
+        (broken_files.write_text, "page.safetensors", ["not a safetensors file", "text file"]),
+        (broken_files.write_pickle, "old.pt", ["pickle", "convert"]),
+        (broken_files.write_pickle, "disguised.safetensors", ["pickle", "convert"]),
+        (broken_files.write_checkpoint, "model.safetensors", ["checkpoint", "not an adapter"]),
+        (broken_files.write_for_sdxl, "xl.safetensors", ["SDXL", "SD 1", "lora_te2_text_model"]),
+        (broken_files.write_for_flux_by_diffusers, "flux_d.safetensors", ["Flux", "SD 1"]),
+        (broken_files.write_for_flux_by_kohya, "flux_k.safetensors", ["Flux", "SD 1"]),
+        (broken_files.write_of_sd2_width, "sd2.safetensors", ["1024", "768", "SD 2", "SD 1"]),
+    ],
+    ids=lambda value: value.__name__.removeprefix("write_") if callable(value) else "",
 )
-def test_a_name_cannot_leave_the_folder(server: ComfyServer, loras: Path, name: str) -> None:
-    save_file(FITTING, loras.parent / "outside.safetensors")
-    with pytest.raises((PromptFailedError, PromptRejectedError), match="outside"):
-        run(server, loader(name))
+def test_an_unusable_file_stops_the_prompt_with_its_own_message(
+    pictures: Pictures, good: Path, write: Callable[[Path, Path], None], name: str, words: list[str]
+):
+    write(good, _folder(pictures) / name)
+    message = _failure(pictures, name)
+    assert name in message
+    for word in words:
+        assert word.lower() in message.lower(), message
 
 
-def test_a_file_that_changes_on_disk_is_read_again(server: ComfyServer, loras: Path) -> None:
-    path = loras / "changing.safetensors"
-    save_file(FITTING, path)
-    first, _ = run(server, loader(path.name))
-    stronger = {key: tensor * 5 for key, tensor in load_file(path).items()}
-    save_file(stronger, loras / "next")
-    (loras / "next").replace(path)
-    assert not torch.equal(run(server, loader(path.name))[0], first)
+def test_nan_is_refused_and_the_tensor_named(pictures: Pictures, good: Path):
+    broken_files.write_with_nan(good, _folder(pictures) / "nan.safetensors")
+    message = _failure(pictures, "nan.safetensors")
+    assert "nan.safetensors" in message
+    assert "NaN" in message
+    assert broken_files.nan_key(good) in message
 
 
-def test_nothing_connected_says_what_to_connect(server: ComfyServer, loras: Path) -> None:
-    save_file(FITTING, loras / "plain.safetensors")
-    prompt = text_to_latent(CHECKPOINT_NAME)
-    prompt["adapter"] = {"class_type": "AnyAdapterLoad", "inputs": loader("plain.safetensors")}
-    prompt["positive"]["inputs"]["clip"] = ["adapter", 1]
-    with pytest.raises(PromptFailedError, match="connect a model or a CLIP"):
-        server.run(prompt)
+def test_an_up_without_its_down_is_named(pictures: Pictures, good: Path):
+    broken_files.write_without_a_down(good, _folder(pictures) / "half.safetensors")
+    message = _failure(pictures, "half.safetensors")
+    assert "half.safetensors" in message
+    assert "lora_down" in message
+    assert broken_files.missing_key(good).removesuffix(".lora_down.weight") in message
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_unknown_tensors_are_named_and_the_rest_is_loaded(
+    pictures: Pictures, good: Path, mode: Mode
+):
+    broken_files.write_with_extra_tensors(good, _folder(pictures) / "extra.safetensors")
+    prompt = pictures.prompt([GOOD], [mode])
+    prompt["adapter_1"]["inputs"]["adapter"] = "extra.safetensors"
+    (report,) = pictures.run(prompt)["outputs"]["adapter_1"]["text"]
+    assert ".mystery" in report
+    assert "not_of_this_world" in report
+    assert torch.equal(pictures.latent(prompt), pictures.loaded(mode, GOOD))
+
+
+def test_an_sdxl_file_of_which_only_clip_fits_says_that_the_rest_has_no_home(
+    pictures: Pictures, good: Path
+):
+    name = "xl_clip.safetensors"
+    broken_files.write_for_sdxl_with_clip_l(good, _folder(pictures) / name)
+    history = pictures.run(_prompt(pictures, name))
+    (report,) = history["outputs"]["adapter_1"]["text"]
+    assert "input_blocks_4_1" in report
+    assert "SDXL" in report
+
+
+def test_a_file_that_is_gone_when_the_prompt_is_queued_is_refused(pictures: Pictures, good: Path):
+    path = _folder(pictures) / "gone.safetensors"
+    path.write_bytes(good.read_bytes())
+    pictures.server.object_info("AnyAdapterLoad")
+    path.unlink()
+    assert path.name in _refusal(pictures, path.name)
+
+
+def test_a_file_that_goes_while_the_prompt_waits_is_told(pictures: Pictures, good: Path):
+    path = _folder(pictures) / "vanishing.safetensors"
+    path.write_bytes(good.read_bytes())
+    long = pictures.server.queue(text_to_latent(CHECKPOINT_NAME, seed=3, steps=10_000))
+    pictures.server.wait_until_step()
+    waiting = pictures.server.queue(_prompt(pictures, path.name))
+    path.unlink()
+    pictures.server.interrupt()
+    with pytest.raises(PromptInterruptedError):
+        pictures.server.wait(long)
+    with pytest.raises(PromptFailedError) as failure:
+        pictures.server.wait(waiting)
+    assert failure.value.node_id == "adapter_1"
+    assert "vanishing.safetensors" in failure.value.exception_message
+    assert "Refresh" in failure.value.exception_message
+
+
+def test_a_name_that_leaves_the_folder_is_refused(pictures: Pictures, good: Path):
+    outside = _folder(pictures).parent / "outside.safetensors"
+    outside.write_bytes(good.read_bytes())
+    for name in ("../outside.safetensors", "..\\outside.safetensors", str(outside)):
+        assert "not in" in _refusal(pictures, name)
+
+
+def test_a_file_that_is_mended_loads_at_once(pictures: Pictures, good: Path):
+    path = _folder(pictures) / "mended.safetensors"
+    broken_files.write_truncated(good, path)
+    _failure(pictures, path.name)
+    path.write_bytes(good.read_bytes())
+    prompt = pictures.prompt([GOOD], ["hook"])
+    prompt["adapter_1"]["inputs"]["adapter"] = path.name
+    assert torch.equal(pictures.latent(prompt), pictures.loaded("hook", GOOD))
+
+
+def _folder(pictures: Pictures) -> Path:
+    return pictures.server.base_directory / "models" / "loras"
+
+
+def _prompt(pictures: Pictures, name: str):
+    prompt = pictures.prompt([GOOD], ["hook"])
+    prompt["adapter_1"]["inputs"]["adapter"] = name
+    return prompt
+
+
+def _failure(pictures: Pictures, name: str) -> str:
+    with pytest.raises(PromptFailedError) as failure:
+        pictures.run(_prompt(pictures, name))
+    assert failure.value.node_id == "adapter_1"
+    return failure.value.exception_message
+
+
+def _refusal(pictures: Pictures, name: str) -> str:
+    """Returns the message about a name that is not in the list.
+
+    Some hosts compare it with the list when a prompt is queued, some leave that to the node.
+    """
+    with pytest.raises((PromptRejectedError, PromptFailedError)) as refusal:
+        pictures.run(_prompt(pictures, name))
+    if isinstance(refusal.value, PromptFailedError):
+        assert refusal.value.node_id == "adapter_1"
+        return refusal.value.exception_message
+    assert list(refusal.value.node_errors) == ["adapter_1"]
+    return str(refusal.value)
