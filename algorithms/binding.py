@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from .adapters import Adapter
-from .errors import NoMatchError, ShapeError
+from .errors import NoMatchError, ShapeError, listed
 from .families import Family, detect, in_text_encoder
 from .formats.parse import AdapterSet
 from .keymap import KeyMap, Target
@@ -47,35 +47,31 @@ def bind(adapter_set: AdapterSet, key_map: KeyMap) -> Binding:
             continue
         for adapter in adapters:
             try:
-                check_fit(adapter, target, key_map)
+                dry_run(adapter, target.shape(key_map.shapes[target.weight]))
             except ShapeError as error:
                 misfits.append(f"{module}: {error}")
             bound.append(Bound(module, target, adapter))
     if misfits:
-        more = f" and {len(misfits) - 1} more" if len(misfits) > 1 else ""
         raise ShapeError(
             f"{adapter_set.source} does not fit this model in {len(misfits)} of "
-            f"{len(bound)} layers: {misfits[0]}{more}. {_made_for(adapter_set, key_map)}"
+            f"{len(bound)} layers: {listed(misfits, 1)}. {_made_for(adapter_set, key_map)}"
         )
     return Binding(tuple(bound), tuple(unmatched))
 
 
-def check_fit(adapter: Adapter, target: Target, key_map: KeyMap) -> None:
-    """Checks an adapter against the shape of its target, without computing anything.
+def dry_run(adapter: Adapter, shape: tuple[int, ...]) -> tuple[bool, bool]:
+    """Returns whether an adapter changes a weight of `shape`, and its bias; computes no number.
 
     Raises:
-        ShapeError: It does not fit.
+        ShapeError: The adapter does not fit the weight.
     """
-    shape = key_map.shapes[target.weight]
-    if target.rows is not None:
-        shape = (target.rows.length, *shape[1:])
     shapes_only = adapter.to("meta")
-    weight = torch.empty(shape, device="meta")
-    change = shapes_only.delta_weight(weight)
-    assert change is None or change.shape == weight.shape, f"{adapter.name} made {change.shape}"
+    change = shapes_only.delta_weight(torch.empty(shape, device="meta"))
+    assert change is None or change.shape == shape, f"{adapter.name} made {change.shape}"
     shift = shapes_only.delta_bias(None)
     if shift is not None and shift.shape != shape[:1]:
         raise ShapeError(f"its bias has {shift.shape[0]} numbers, the layer {shape[0]} outputs")
+    return change is not None, shift is not None
 
 
 def require_match(

@@ -1,5 +1,13 @@
 """Every error a user can meet: each message says what is wrong, where, and what to do."""
 
+from collections.abc import Sequence
+
+
+def listed(items: Sequence[str], limit: int = 5, separator: str = ", ") -> str:
+    """Returns the first items of a list and how many more there are."""
+    more = f" and {len(items) - limit} more" if len(items) > limit else ""
+    return separator.join(items[:limit]) + more
+
 
 class AdapterError(Exception):
     """Base of all errors of the pack."""

@@ -29,6 +29,10 @@ class Target:
         """The key of the bias beside the weight, whether or not there is one."""
         return f"{self.module}.bias"
 
+    def shape(self, whole: tuple[int, ...]) -> tuple[int, ...]:
+        """Returns the shape of the target, given that of the whole weight."""
+        return whole if self.rows is None else (self.rows.length, *whole[1:])
+
 
 class KeyMap:
     """Which module name of a file means which weight; several names may mean the same weight."""

@@ -1,16 +1,13 @@
 """What the user is told about a loaded file: methods, ranks, layers, and what found no home."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .adapters import Adapter
 from .adapters.lora import Lora, LoraTucker
+from .errors import listed
 from .families import in_text_encoder
 from .formats.parse import AdapterSet
-
-LISTED = 5
-"""How many names a line lists before it says how many more there are."""
 
 
 @dataclass(frozen=True)
@@ -49,19 +46,13 @@ def report(
 def methods(adapter_set: AdapterSet) -> str:
     """Returns the methods of a file with their ranks, for example `LoRA-C3Lier, rank 4 to 16`."""
     everything = [one for several in adapter_set.adapters.values() for one in several]
-    counts = Counter(adapter.name for adapter in everything)
-    names = [_method_name(name, everything, adapter_set.metadata.training) for name in counts]
+    found = dict.fromkeys(adapter.name for adapter in everything)
+    names = [_method_name(name, everything, adapter_set.metadata.training) for name in found]
     ranks = sorted({adapter.rank for adapter in everything if adapter.rank is not None})
     if not ranks:
         return ", ".join(names)
     span = f"{ranks[0]}" if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
     return f"{', '.join(names)}, rank {span}"
-
-
-def listed(names: Sequence[str]) -> str:
-    """Returns the first names of a list and how many more there are."""
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return ", ".join(names[:LISTED]) + more
 
 
 def _method_name(name: str, adapters: Sequence[Adapter], training: str | None) -> str:

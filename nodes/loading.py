@@ -7,10 +7,10 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..algorithms.binding import Binding, bind, families, require_match
-from ..algorithms.errors import AdapterError
+from ..algorithms.errors import AdapterError, listed
 from ..algorithms.formats.parse import AdapterSet
 from ..algorithms.keymap import KeyMap
-from ..algorithms.report import Coverage, listed, report
+from ..algorithms.report import Coverage, report
 from .host.applying import Applied, Mode, apply
 from .host.files import adapter_names, adapter_state, load_adapter
 from .host.keymaps import diffusion_model_key_map, text_encoder_key_map
@@ -19,6 +19,7 @@ from .schema import advanced
 
 MODEL = "diffusion model"
 CLIP = "text encoder"
+KEY_MAPS = {MODEL: diffusion_model_key_map, CLIP: text_encoder_key_map}
 STRENGTH = {"default": 1.0, "min": -20.0, "max": 20.0, "step": 0.01}
 
 
@@ -98,39 +99,27 @@ class LoadAdapter(io.ComfyNode):
         clip: Any = None,
     ) -> io.NodeOutput:
         """Returns the adapted model and text encoders, with a report on the node."""
-        if model is None and clip is None:
+        parts: dict[str, Any] = {MODEL: model, CLIP: clip}
+        strengths = {MODEL: strength_model, CLIP: strength_clip}
+        connected = [name for name, part in parts.items() if part is not None]
+        if not connected:
             raise AdapterError("Load Adapter has nothing to adapt: connect a model or a CLIP.")
-        strengths = [(model, strength_model), (clip, strength_clip)]
-        if all(part is None or strength == 0 for part, strength in strengths):
+        if all(strengths[name] == 0 for name in connected):
             return io.NodeOutput(model, clip)
         adapter_set, notes = _cut(load_adapter(adapter).as_trained(), rank)
-        key_maps = _key_maps(model, clip)
-        bindings = {part: bind(adapter_set, key_map) for part, key_map in key_maps.items()}
-        homeless = require_match(adapter_set, [*bindings.values()], [*key_maps.values()])
+        key_maps = [KEY_MAPS[name](parts[name]) for name in connected]
+        bindings = [bind(adapter_set, key_map) for key_map in key_maps]
+        homeless = require_match(adapter_set, bindings, key_maps)
         if homeless:
-            notes += _other_family(adapter_set, [*key_maps.values()])
+            notes += _other_family(adapter_set, key_maps)
         coverage: list[Coverage] = []
-        if model is not None:
-            model, applied = _adapted(model, bindings[MODEL], strength_model, mode)
-            coverage.append(Coverage(MODEL, applied.layers, applied.patched))
-            notes += _biases(applied)
-        if clip is not None:
-            clip, applied = _adapted(clip, bindings[CLIP], strength_clip, mode)
-            coverage.append(Coverage(CLIP, applied.layers, applied.patched))
+        for name, binding in zip(connected, bindings, strict=True):
+            parts[name], applied = _adapted(parts[name], binding, strengths[name], mode)
+            coverage.append(Coverage(name, applied.layers, applied.patched))
             notes += _biases(applied)
         text = report(adapter_set, coverage, homeless, notes)
         show_text(cls.hidden.unique_id, text)
-        return io.NodeOutput(model, clip, ui={"text": [text]})
-
-
-def _key_maps(model: Any, clip: Any) -> dict[str, KeyMap]:
-    """Returns the key map of each part that is connected."""
-    key_maps: dict[str, KeyMap] = {}
-    if model is not None:
-        key_maps[MODEL] = diffusion_model_key_map(model)
-    if clip is not None:
-        key_maps[CLIP] = text_encoder_key_map(clip)
-    return key_maps
+        return io.NodeOutput(*parts.values(), ui={"text": [text]})
 
 
 def _adapted(part: Any, binding: Binding, strength: float, mode: Mode) -> tuple[Any, Applied]:

@@ -18,7 +18,7 @@ OWN_PARTS = {
     "formats": {"formats", "adapters", "errors", "shapes"},
     "families": {"families"},
     "binding": {"adapters", "keymap", "families", "formats", "errors"},
-    "report": {"adapters", "families", "formats"},
+    "report": {"adapters", "errors", "families", "formats"},
 }
 FOREIGN = {"torch", "safetensors", "jaxtyping"}
 """What `algorithms` may import besides the standard library (jaxtyping is optional)."""

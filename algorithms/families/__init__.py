@@ -1,7 +1,6 @@
 """Model families: which one a file was made for and which one a model is."""
 
 from .family import Family, Mark, Sizes
-from .family import detect as _detect
 from .transformers import CHROMA, FLUX, HUNYUAN_VIDEO, QWEN_IMAGE, SD3, WAN, Z_IMAGE
 from .unets import SD1, SD2, SDXL, SDXL_REFINER
 
@@ -27,7 +26,7 @@ TEXT_ENCODER_STARTS = ("lora_te", "lora_prior_te", "text_encoder", "clip_l.", "c
 
 def detect(sizes: Sizes) -> Family | None:
     """Returns the family of the modules of a file or of a model, or None if none is known."""
-    return _detect(FAMILIES, sizes)
+    return next((family for family in FAMILIES if family.fits(sizes)), None)
 
 
 def in_text_encoder(module: str) -> bool:

@@ -1,6 +1,6 @@
 """What a model family is, and how one is told from names and sizes."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 Sizes = Mapping[str, frozenset[int]]
@@ -33,13 +33,3 @@ class Family:
             for mark in self.marks
             for name, axes in underscored
         )
-
-
-def detect(families: Iterable[Family], sizes: Sizes) -> Family | None:
-    """Returns the first family whose marks are found, or None.
-
-    Args:
-        families: In the order of preference.
-        sizes: The modules of a file or of a model.
-    """
-    return next((family for family in families if family.fits(sizes)), None)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..errors import FileError
 from .parse import AdapterSet, parse_file
-from .read import read_file
+from .read import gone, read_file
 
 State = tuple[int, int]
 """Size in bytes and modification time in nanoseconds."""
@@ -20,9 +20,7 @@ def file_state(path: Path) -> State:
     try:
         stat = path.stat()
     except OSError as error:
-        raise FileError(
-            f"{path.name} is not there any more. Refresh the list and choose again."
-        ) from error
+        raise FileError(gone(path)) from error
     return stat.st_size, stat.st_mtime_ns
 
 

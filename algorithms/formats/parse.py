@@ -3,14 +3,14 @@
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..adapters import ADAPTERS, Adapter, Role
-from ..errors import FormatError, MissingTensorError, NonFiniteError, ShapeError
+from ..errors import FormatError, MissingTensorError, NonFiniteError, ShapeError, listed
 from ..shapes import check_fields
 from .metadata import AdapterMetadata
 from .read import RawFile
@@ -28,7 +28,7 @@ class AdapterSet:
     adapters: Mapping[str, tuple[Adapter, ...]]
     """Module name -> its adapters: one, or several methods that are added."""
     metadata: AdapterMetadata
-    unclaimed: tuple[str, ...] = field(default=())
+    unclaimed: tuple[str, ...] = ()
     """Keys that no method understands."""
 
     def sliced(self, rank: int) -> "AdapterSet":
@@ -102,7 +102,7 @@ def parse_tensors(
             )
     if incomplete:
         raise MissingTensorError(
-            f"{source} is incomplete: {_some(incomplete)}. Download or save it again."
+            f"{source} is incomplete: {listed(incomplete, 3, '; ')}. Download or save it again."
         )
     if not adapters:
         raise FormatError(_why_nothing(tensors, source))
@@ -222,11 +222,6 @@ def _lack(suffix: str) -> str:
     method, _ = SUFFIXES[suffix][0]
     needed = [role.suffixes[0][1:] for role in method.roles if role.required]
     return f"but {method.name} needs {' and '.join(needed)}"
-
-
-def _some(items: list[str], limit: int = 3) -> str:
-    more = f" and {len(items) - limit} more" if len(items) > limit else ""
-    return "; ".join(items[:limit]) + more
 
 
 CHECKPOINT_STARTS = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.")

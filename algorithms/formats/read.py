@@ -60,9 +60,7 @@ def read_file(path: Path) -> RawFile:
         else:
             opened = safe_open(path, framework="pt")
     except FileNotFoundError as error:
-        raise FileError(
-            f"{path.name} is not there any more. Refresh the list and choose again."
-        ) from error
+        raise FileError(gone(path)) from error
     except OSError as error:
         raise FileError(f"{path.name} cannot be read: {error.strerror or error}.") from error
     except SafetensorError as error:
@@ -77,6 +75,11 @@ def read_file(path: Path) -> RawFile:
         )
     shapes = {key: tuple(entry["shape"]) for key, entry in header.items()}
     return RawFile(path, metadata, shapes, opened)
+
+
+def gone(path: Path) -> str:
+    """Returns the message for a file that was listed and is not there."""
+    return f"{path.name} is not there any more. Refresh the list and choose again."
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], int]:

@@ -18,7 +18,7 @@ from comfy.patcher_extension import CallbacksMP, PatcherInjection
 from torch import Tensor, nn
 
 from ...algorithms.binding import Bound
-from ...algorithms.dispatch import Dispatcher
+from ...algorithms.dispatch import Dispatcher, PlacedOn
 from ...algorithms.strength import Placed
 from .layers import layer_of
 
@@ -146,7 +146,7 @@ def eject(patcher: ModelPatcher) -> None:
         _remove(patcher.model)
 
 
-def _install(module: nn.Module, placed_on: Any) -> _Standing:
+def _install(module: nn.Module, placed_on: PlacedOn) -> _Standing:
     layer = layer_of(module)
     assert layer is not None, "bound modules were checked by can_hook"
     shadowed = module.__dict__.get("forward")

@@ -11,7 +11,7 @@ from comfy.weight_adapter import WeightAdapterBase
 from torch import Tensor
 
 from ...algorithms.adapters import Adapter
-from ...algorithms.binding import Bound
+from ...algorithms.binding import Bound, dry_run
 from ...algorithms.errors import UnsupportedLayerError
 from ...algorithms.strength import Placed, merged_bias, merged_weight
 
@@ -99,15 +99,16 @@ def add_patches(patcher: ModelPatcher, bound: Sequence[Bound], strength: float) 
     Raises:
         UnsupportedLayerError: The host does not take a patch for a weight that it has named.
     """
-    keys = set(patcher.model.state_dict())
+    shapes = {key: tuple(tensor.shape) for key, tensor in patcher.model.state_dict().items()}
     layouts: dict[str, list[tuple[Placed, bool]]] = defaultdict(list)
     missing: list[str] = []
     for item in bound:
         placed = Placed(item.adapter, strength, item.target.rows)
-        changes_weight, changes_bias = _changes(item, patcher)
+        shape = item.target.shape(shapes[item.target.weight])
+        changes_weight, changes_bias = dry_run(item.adapter, shape)
         if changes_weight:
             layouts[item.target.weight].append((placed, False))
-        if changes_bias and item.target.bias in keys:
+        if changes_bias and item.target.bias in shapes:
             layouts[item.target.bias].append((placed, True))
         elif changes_bias:
             missing.append(item.target.bias)
@@ -118,22 +119,6 @@ def add_patches(patcher: ModelPatcher, bound: Sequence[Bound], strength: float) 
             f"ComfyUI does not take patches for {', '.join(sorted(refused))}. Use mode hook."
         )
     return missing
-
-
-def _changes(item: Bound, patcher: ModelPatcher) -> tuple[bool, bool]:
-    """Returns whether an adapter changes the weight, and the bias, found by shapes alone."""
-    adapter = item.adapter.to("meta")
-    shape = _parameter(patcher.model, item.target.weight).shape
-    if item.target.rows is not None:
-        shape = (item.target.rows.length, *shape[1:])
-    weight = torch.empty(shape, device="meta")
-    bias = torch.empty(shape[:1], device="meta")
-    return adapter.delta_weight(weight) is not None, adapter.delta_bias(bias) is not None
-
-
-def _parameter(model: torch.nn.Module, key: str) -> Tensor:
-    module, _, name = key.rpartition(".")
-    return getattr(model.get_submodule(module), name)
 
 
 def _joined(

@@ -22,7 +22,6 @@ from anyadapter.nodes.host.injections import KEY, add_hooks
 from anyadapter.nodes.host.patches import AdapterPatch, add_patches
 
 CPU = torch.device("cpu")
-NAMES = ("first", "second", "third")
 
 
 class Model(nn.Module):
