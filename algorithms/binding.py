@@ -1,6 +1,6 @@
 """Places the adapters of a file on the weights of a model, and says what found no home."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,7 +47,7 @@ def bind(adapter_set: AdapterSet, key_map: KeyMap) -> Binding:
             continue
         for adapter in adapters:
             try:
-                dry_run(adapter, target.shape(key_map.shapes[target.weight]))
+                dry_run(adapter, target, key_map.shapes)
             except ShapeError as error:
                 misfits.append(f"{module}: {error}")
             bound.append(Bound(module, target, adapter))
@@ -59,16 +59,25 @@ def bind(adapter_set: AdapterSet, key_map: KeyMap) -> Binding:
     return Binding(tuple(bound), tuple(unmatched))
 
 
-def dry_run(adapter: Adapter, shape: tuple[int, ...]) -> tuple[bool, bool]:
-    """Returns whether an adapter changes a weight of `shape`, and its bias; computes no number.
+def dry_run(
+    adapter: Adapter, target: Target, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[bool, bool]:
+    """Returns whether an adapter changes a weight, and its bias; computes no number.
+
+    Args:
+        adapter: The adapter.
+        target: The weight that it is placed on.
+        shapes: Key of every parameter of the model -> its shape.
 
     Raises:
         ShapeError: The adapter does not fit the weight.
     """
+    shape = target.shape(shapes[target.weight])
     shapes_only = adapter.to("meta")
     change = shapes_only.delta_weight(torch.empty(shape, device="meta"))
     assert change is None or change.shape == shape, f"{adapter.name} made {change.shape}"
-    shift = shapes_only.delta_bias(None)
+    bias = torch.empty(shape[:1], device="meta") if target.bias in shapes else None
+    shift = shapes_only.delta_bias(bias)
     if shift is not None and shift.shape != shape[:1]:
         raise ShapeError(f"its bias has {shift.shape[0]} numbers, the layer {shape[0]} outputs")
     return change is not None, shift is not None

@@ -1,6 +1,7 @@
 """What a module computes while adapters are on it: its own output, then the rule of strength."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ class Dispatcher:
 
     def __init__(self, original: Callable[..., Tensor], layer: Layer, placed_on: PlacedOn) -> None:
         self._original = original
-        self._layer = layer
+        self._layer = replace(layer, run=original)
         self._placed_on: PlacedOn | None = placed_on
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:

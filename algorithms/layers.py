@@ -1,7 +1,7 @@
 """A layer as adapters see it: its kind, sizes and geometry, and how it applies a weight."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -12,8 +12,12 @@ from .errors import UnsupportedLayerError
 from .shapes import Float
 
 Kind = Literal["linear", "conv", "layer_norm", "group_norm", "rms_norm"]
-Base = tuple[Tensor, Tensor | None]
-"""Weight and bias of a layer."""
+Run = Callable[[Tensor], Tensor]
+"""Computes a layer without adapters on an input."""
+ReadWeight = Callable[[torch.device, torch.dtype], Tensor]
+"""Gives the base weight as an ordinary tensor on a device, in a dtype."""
+ReadBias = Callable[[torch.device, torch.dtype], Tensor | None]
+"""Gives the base bias, or None where the layer has none."""
 
 
 @dataclass(frozen=True)
@@ -57,23 +61,38 @@ class Layer:
     padding_mode: str = "zeros"
     eps: float | None = None
     """Of a norm; None is torch's own choice (RMS norm only)."""
-    read_base: Callable[[], Base] | None = None
-    """Gives weight and bias as ordinary tensors; called only for methods that need their values."""
+    run: Run | None = field(default=None, compare=False)
+    """The layer itself, which keeps casting, offloading and quantised products in force."""
+    read_weight: ReadWeight | None = field(default=None, compare=False)
+    """Called only for methods that need the numbers of the weight."""
+    read_bias: ReadBias | None = field(default=None, compare=False)
 
-    def base(self, *, with_values: bool) -> Base:
-        """Returns weight and bias; without values, an empty weight that has a shape only.
+    def weight(self, x: Tensor) -> Tensor:
+        """Returns the base weight on the device and in the dtype of `x`.
 
         Raises:
-            UnsupportedLayerError: Values are asked for and the layer cannot give them.
+            UnsupportedLayerError: The layer cannot give its numbers.
         """
-        if not with_values:
-            return torch.empty(self.weight_shape, device="meta"), None
-        if self.read_base is None:
+        if self.read_weight is None:
             raise UnsupportedLayerError(
                 "This method needs the numbers of the base weight, which this layer does not give. "
                 "Load the model in an unquantised form."
             )
-        return self.read_base()
+        return self.read_weight(x.device, x.dtype)
+
+    def bias(self, x: Tensor) -> Tensor | None:
+        """Returns the base bias on the device and in the dtype of `x`, or None without one."""
+        return None if self.read_bias is None else self.read_bias(x.device, x.dtype)
+
+    def unbiased(self, y: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
+        """Returns an output of the layer without its bias."""
+        bias = self.bias(y)
+        return y if bias is None else y - self.over_channels(bias, y)
+
+    def product(self, x: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
+        """Returns what the layer makes of another input, without its bias: the base product."""
+        assert self.run is not None, "whoever hooks a layer gives it its own forward"
+        return self.unbiased(self.run(x))
 
     def channel_axis(self, y: Tensor) -> int:
         """Returns the axis of the output channels in an input or output of this layer."""
@@ -81,17 +100,27 @@ class Layer:
 
     def narrowed(self, rows: Rows) -> "Layer":
         """Returns the layer that has only these rows of the weight."""
-        read = self.read_base
+        run, read_weight, read_bias = self.run, self.read_weight, self.read_bias
 
-        def read_rows() -> Base:
-            assert read is not None
-            weight, bias = read()
-            return rows.take(weight), None if bias is None else rows.take(bias)
+        def run_rows(x: Tensor) -> Tensor:
+            assert run is not None
+            y = run(x)
+            return rows.take(y, self.channel_axis(y))
+
+        def read_rows(device: torch.device, dtype: torch.dtype) -> Tensor:
+            assert read_weight is not None
+            return rows.take(read_weight(device, dtype))
+
+        def read_bias_rows(device: torch.device, dtype: torch.dtype) -> Tensor | None:
+            bias = None if read_bias is None else read_bias(device, dtype)
+            return None if bias is None else rows.take(bias)
 
         return replace(
             self,
             weight_shape=(rows.length, *self.weight_shape[1:]),
-            read_base=read_rows if read is not None else None,
+            run=run_rows if run is not None else None,
+            read_weight=read_rows if read_weight is not None else None,
+            read_bias=read_bias_rows,
         )
 
     def apply(

@@ -46,7 +46,7 @@ def report(
 def methods(adapter_set: AdapterSet) -> str:
     """Returns the methods of a file with their ranks, for example `LoRA-C3Lier, rank 4 to 16`."""
     everything = [one for several in adapter_set.adapters.values() for one in several]
-    found = dict.fromkeys(adapter.name for adapter in everything)
+    found = dict.fromkeys(adapter.label for adapter in everything)
     names = [_method_name(name, everything, adapter_set.metadata.training) for name in found]
     ranks = sorted({adapter.rank for adapter in everything if adapter.rank is not None})
     if not ranks:

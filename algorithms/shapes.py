@@ -4,7 +4,7 @@ One annotation serves the reader, the test run (jaxtyping and beartype check eve
 check of user files (`check_fields`). Letters, everywhere in the pack:
 
     B batch    O output channels    I input channels per group    *K kernel sizes    R rank
-    T tokens   C channels           ... any further axes
+    N blocks   D block size   T tokens   C channels   ... any further axes
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ else:
     except ImportError:
         from typing import Annotated as Float
 
-__all__ = ["Float", "check_fields"]
+__all__ = ["Float", "axes_fit", "check_fields"]
 
 Sizes = dict[str, tuple[int, str]]
 """Letter -> (size, name of the field that set it)."""
@@ -57,6 +57,22 @@ def check_fields(owner: type, tensors: Mapping[str, Tensor], where: str) -> None
                 )
 
 
+def axes_fit(owner: type, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether shapes have the numbers of axes that the annotations of a dataclass ask for."""
+    for field in dataclasses.fields(owner):
+        axes = _annotated_axes(field.type)
+        if axes is not None and field.name in shapes:
+            variadic = sum(_is_variadic(axis) for axis in axes)
+            count, fixed = len(shapes[field.name]), len(axes) - variadic
+            if count < fixed or (count > fixed and not variadic):
+                return False
+    return True
+
+
+def _is_variadic(axis: str) -> bool:
+    return axis == "..." or axis.startswith("*")
+
+
 def _annotated_axes(annotation: Any) -> list[str] | None:
     """Returns the axes of `Float[Tensor, "O R"]`, also inside `... | None`; None for other types."""
     if dims := getattr(annotation, "dim_str", None):  # jaxtyping is installed
@@ -69,7 +85,7 @@ def _annotated_axes(annotation: Any) -> list[str] | None:
 
 def _pairs(axes: list[str], shape: tuple[int, ...], where: str) -> list[tuple[str, int]]:
     """Pairs letters with sizes; axes under `...` or `*name` are free."""
-    variadic = [i for i, axis in enumerate(axes) if axis == "..." or axis.startswith("*")]
+    variadic = [i for i, axis in enumerate(axes) if _is_variadic(axis)]
     fixed = len(axes) - len(variadic)
     if len(shape) < fixed or (len(shape) > fixed and not variadic):
         raise ShapeError(f"{where} has shape {shape}, but [{' '.join(axes)}] is expected.")

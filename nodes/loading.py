@@ -107,6 +107,7 @@ class LoadAdapter(io.ComfyNode):
         if all(strengths[name] == 0 for name in connected):
             return io.NodeOutput(model, clip)
         adapter_set, notes = _cut(load_adapter(adapter).as_trained(), rank)
+        notes += adapter_set.notes
         key_maps = [KEY_MAPS[name](parts[name]) for name in connected]
         bindings = [bind(adapter_set, key_map) for key_map in key_maps]
         homeless = require_match(adapter_set, bindings, key_maps)

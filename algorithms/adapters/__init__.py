@@ -2,12 +2,13 @@
 
 from .base import Adapter, Role
 from .diff import Diff
+from .dora import Dora
 from .lora import Lora, LoraTucker
 from .norm import Norm
 
 __all__ = ["ADAPTERS", "Adapter", "Role", "by_name"]
 
-ADAPTERS: tuple[type[Adapter], ...] = (Lora, LoraTucker, Diff, Norm)
+ADAPTERS: tuple[type[Adapter], ...] = (Lora, LoraTucker, Dora, Diff, Norm)
 
 
 def by_name(name: str) -> type[Adapter]:

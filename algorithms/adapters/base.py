@@ -6,16 +6,17 @@ Strength, device and modules are not its matter: strength is written once, in `s
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields, replace
-from typing import ClassVar, TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
 from torch import Generator, Tensor
 
 from ..layers import Layer
-from ..shapes import Float
+from ..shapes import Float, axes_fit
 
-A = TypeVar("A", bound="Adapter")
+A = TypeVar("A", bound="Adapter")  # typing.Self needs Python 3.11
 
 
 @dataclass(frozen=True)
@@ -25,15 +26,74 @@ class Role:
     field: str
     """Field of the adapter that the tensor fills."""
     suffixes: tuple[str, ...]
-    """Every known ending of the key, with its leading separator; the first one is written."""
+    """Every known ending of the key, with its leading separator; the first one is written.
+
+    A `*` stands for one part between dots: the name that PEFT gives an adapter in memory.
+    """
     required: bool = True
     shared: bool = False
-    """Other methods on the same module may read it too (`alpha`); alone it claims nothing."""
+    """Other methods on the same module may read it too (`alpha`), or it ends names of tensors that
+    are no adapter (`.weight`): alone it claims nothing."""
     scalar: bool = False
     """The tensor holds one number, kept as a float."""
+    common: bool = False
+    """One tensor of the file serves all modules (VeRA's projections)."""
 
 
 ALPHA = Role("alpha", (".alpha",), required=False, shared=True, scalar=True)
+
+
+Tool = Literal["kohya", "lycoris", "peft", "onetrainer", "ai-toolkit"]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What the header, or a file beside it, says of one module where its tensors do not."""
+
+    tool: Tool | None = None
+    """Who made the file; None where nothing tells."""
+    alpha: float | None = None
+    """Numerator of the scale; counts only where the tensors have none."""
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """The maker's own settings by its own names: sd-scripts' network arguments, PEFT's config."""
+    module: str = ""
+    """Module name as in the file."""
+
+    def numerator(self, rank: int) -> float | None:
+        """Returns the alpha that, divided by `rank`, gives the scale; None where nothing says it.
+
+        PEFT's `use_rslora` divides alpha by the root of the rank (Kalajdzievski 2023,
+        arXiv 2312.03732, section 3).
+        """
+        if not self.alpha:
+            return None
+        return self.alpha * rank**0.5 if self.flag("use_rslora") else self.alpha
+
+    def number(self, key: str) -> float | None:
+        """Returns an option as a number, or None where it is missing or no number."""
+        value = self.options.get(key)
+        try:
+            return None if value is None else float(value)
+        except (TypeError, ValueError):
+            return None
+
+    def flag(self, key: str) -> bool | None:
+        """Returns an option as a truth value, or None where it is missing; strings are read too."""
+        value = self.options.get(key)
+        if isinstance(value, str):
+            return value.strip().lower() in ("true", "1", "yes")
+        return None if value is None else bool(value)
+
+
+@dataclass(frozen=True)
+class Completion(Generic[A]):
+    """An adapter after what its tensors do not say was filled in, and what the user should know."""
+
+    adapter: A
+    assumed: str = ""
+    """What nothing says and was taken, for example `scale 1`."""
+    corrected: str = ""
+    """What other loaders read otherwise, although the header proves how it was trained."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +113,22 @@ class Adapter(ABC):
     roles: ClassVar[tuple[Role, ...]]
     needs_weight: ClassVar[bool] = False
     """Whether `delta_weight` reads the values of the weight, and not only its shape."""
+    prepares_from_weight: ClassVar[bool] = False
+    """Whether `prepared` reads them, so that a hook needs them, once."""
+    additive: ClassVar[bool] = False
+    """Whether the change of the weight does not depend on it: such a method can be decomposed."""
+
+    @classmethod
+    def fits(cls, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+        """Whether tensors of these shapes can be this method, told from others of the same roles.
+
+        Asked before the sizes are checked. A method that shares its suffixes with another one and
+        differs in more than the number of axes overrides it.
+
+        Args:
+            shapes: Field -> shape.
+        """
+        return axes_fit(cls, shapes)
 
     @abstractmethod
     def delta_weight(self, weight: Float[Tensor, "O ..."]) -> Float[Tensor, "O ..."] | None:
@@ -68,14 +144,37 @@ class Adapter(ABC):
             ShapeError: The tensors do not fit the weight.
         """
 
-    def delta_bias(self, bias: Float[Tensor, " O"] | None) -> Float[Tensor, " O"] | None:
+    def delta_bias(self, bias: Float[Tensor, " O"] | None) -> Float[Tensor, " N"] | None:
         """Returns the change of `bias` at full strength, or None where it does not change.
 
         Args:
-            bias: The base bias, or None where the layer has none (or the values are not needed).
+            bias: The base bias, or None where the layer has none. Its length need not be that of
+                the result: whoever binds the adapter checks that.
         """
         del bias
         return None
+
+    def prepared(self: A, weight: Float[Tensor, "O ..."]) -> A:
+        """Returns the adapter with all constants that a base needs, computed once when it is bound.
+
+        The result changes `weight` and the outputs of its layer, and no other.
+
+        Args:
+            weight: The base weight in float32 or better; without values (on the meta device)
+                unless `prepares_from_weight`.
+        """
+        del weight
+        return self
+
+    def completed(self: A, origin: Origin, *, corrections: bool) -> Completion[A]:
+        """Returns the adapter with what its file says outside of its tensors.
+
+        Args:
+            origin: The file's word on this module.
+            corrections: Whether to depart from other loaders where the file proves them wrong.
+        """
+        del origin, corrections
+        return Completion(self)
 
     def delta_output(
         self, x: Float[Tensor, "B ..."], y: Float[Tensor, "B ..."], layer: Layer
@@ -87,8 +186,11 @@ class Adapter(ABC):
             y: What the layer gives without adapters, bias included.
             layer: Kind and geometry of the layer.
         """
-        weight, bias = layer.base(with_values=self.needs_weight)
-        change, shift = self.delta_weight(weight), self.delta_bias(bias)
+        if self.needs_weight:
+            weight = layer.weight(x)
+        else:
+            weight = torch.empty(layer.weight_shape, device="meta")
+        change, shift = self.delta_weight(weight), self.delta_bias(layer.bias(x))
         shift = None if shift is None else shift.to(x.dtype)
         if change is not None:
             return layer.apply(x, change.to(x.dtype), shift)
@@ -110,6 +212,11 @@ class Adapter(ABC):
         """Inner size of a low-rank method; None for the others."""
         return None
 
+    @property
+    def label(self) -> str:
+        """What the user reads of this adapter: the method, for most."""
+        return self.name
+
     def sliced(self: A, rank: int) -> A:
         """Returns the adapter cut to its first `rank` ranks; without ranks, itself."""
         del rank
@@ -120,10 +227,24 @@ class Adapter(ABC):
         values = ((field.name, getattr(self, field.name)) for field in fields(self))
         return {name: value for name, value in values if isinstance(value, Tensor)}
 
+    def with_tensors(self: A, tensors: Mapping[str, Tensor]) -> A:
+        """Returns a copy with other tensors under the names that `tensors` gives them."""
+        return replace(self, **tensors)
+
+    def stored(self) -> dict[str, Tensor | float]:
+        """Returns what a file holds of this adapter: suffix -> tensor or number."""
+        values = {role.suffixes[0]: getattr(self, role.field) for role in self.roles}
+        return {suffix: value for suffix, value in values.items() if value is not None}
+
     def to(self: A, device: torch.device | str, dtype: torch.dtype | None = None) -> A:
         """Returns a copy with all tensors moved; tensors already there are shared."""
         moved = {name: value.to(device, dtype) for name, value in self.tensors().items()}
-        return replace(self, **moved)
+        return self.with_tensors(moved)
+
+
+def scale_of(alpha: float | None, rank: int) -> float:
+    """Returns alpha / rank, or 1 where a file has no alpha (or 0): the convention of all tools."""
+    return alpha / rank if alpha else 1.0
 
 
 def widened(tensor: Tensor) -> Tensor:

@@ -27,6 +27,8 @@ class Diff(Adapter):
         Role("diff_b", (".diff_b",), required=False),
     )
 
+    additive = True
+
     diff: Float[Tensor, "O ..."] | None = None
     diff_b: Float[Tensor, " O"] | None = None
 
@@ -43,7 +45,7 @@ class Diff(Adapter):
             )
         return widened(self.diff)
 
-    def delta_bias(self, bias: Float[Tensor, " O"] | None) -> Float[Tensor, " O"] | None:
+    def delta_bias(self, bias: Float[Tensor, " O"] | None) -> Float[Tensor, " N"] | None:
         """Returns the stored change of the bias."""
         del bias
         return None if self.diff_b is None else widened(self.diff_b)

@@ -12,13 +12,23 @@ The bias of PEFT (`lora_B.bias`) is scaled like the product.
 
 import math
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Generator, Tensor
 
 from ..layers import Layer
 from ..shapes import Float
-from .base import ALPHA, Adapter, InitialConfig, Role, widened
+from .base import (
+    ALPHA,
+    Adapter,
+    Completion,
+    InitialConfig,
+    Origin,
+    Role,
+    scale_of,
+    widened,
+)
 from .linalg import low_rank, require_product, tucker
 
 UP = Role(
@@ -26,6 +36,7 @@ UP = Role(
     (
         ".lora_up.weight",
         ".lora_B.weight",
+        ".lora_B.*.weight",
         ".lora_B",
         "_lora.up.weight",
         ".lora.up.weight",
@@ -37,13 +48,14 @@ DOWN = Role(
     (
         ".lora_down.weight",
         ".lora_A.weight",
+        ".lora_A.*.weight",
         ".lora_A",
         "_lora.down.weight",
         ".lora.down.weight",
         ".lora_linear_layer.down.weight",
     ),
 )
-BIAS = Role("bias", (".lora_up.bias", ".lora_B.bias"), required=False)
+BIAS = Role("bias", (".lora_up.bias", ".lora_B.bias", ".lora_B.*.bias"), required=False)
 MID = Role("mid", (".lora_mid.weight",))
 
 
@@ -53,6 +65,7 @@ class Lora(Adapter):
 
     name = "LoRA"
     roles = (UP, DOWN, ALPHA, BIAS)
+    additive = True
 
     up: Float[Tensor, "O R ..."]
     down: Float[Tensor, "R I ..."]
@@ -67,13 +80,13 @@ class Lora(Adapter):
     @property
     def scale(self) -> float:
         """The factor on the product: alpha / R, or 1 where the file has no alpha (or 0)."""
-        return _scale(self.alpha, self.rank)
+        return scale_of(self.alpha, self.rank)
 
     def delta_weight(self, weight: Float[Tensor, "O ..."]) -> Float[Tensor, "O ..."]:
         """Returns the scaled product in the shape of `weight`; only its shape is read."""
         return low_rank(widened(self.up), widened(self.down), tuple(weight.shape)) * self.scale
 
-    def delta_bias(self, bias: Float[Tensor, " O"] | None) -> Float[Tensor, " O"] | None:
+    def delta_bias(self, bias: Float[Tensor, " O"] | None) -> Float[Tensor, " N"] | None:
         """Returns the scaled bias of the adapter, where the file has one."""
         del bias
         return None if self.bias is None else widened(self.bias) * self.scale
@@ -95,6 +108,10 @@ class Lora(Adapter):
         if self.bias is not None:
             change = change + layer.over_channels(self.bias * self.scale, change)
         return change
+
+    def completed(self, origin: Origin, *, corrections: bool) -> "Completion[Lora]":
+        """Returns the adapter with alpha from the header where the tensors have none."""
+        return _completed(self, origin, corrections=corrections)
 
     @classmethod
     def initial(cls, layer: Layer, config: InitialConfig, generator: Generator) -> "Lora":
@@ -125,6 +142,7 @@ class LoraTucker(Adapter):
 
     name = "LoRA (Tucker)"
     roles = (UP, MID, DOWN, ALPHA, BIAS)
+    additive = True
 
     up: Float[Tensor, "O M ..."]
     mid: Float[Tensor, "M R *K"]
@@ -140,14 +158,14 @@ class LoraTucker(Adapter):
     @property
     def scale(self) -> float:
         """The factor on the product: alpha / R, or 1 where the file has no alpha (or 0)."""
-        return _scale(self.alpha, self.rank)
+        return scale_of(self.alpha, self.rank)
 
     def delta_weight(self, weight: Float[Tensor, "O ..."]) -> Float[Tensor, "O ..."]:
         """Returns the scaled kernel; only the shape of `weight` is read."""
         up, mid, down = widened(self.up), widened(self.mid), widened(self.down)
         return tucker(up.flatten(1), mid, down.flatten(1), tuple(weight.shape)) * self.scale
 
-    def delta_bias(self, bias: Float[Tensor, " O"] | None) -> Float[Tensor, " O"] | None:
+    def delta_bias(self, bias: Float[Tensor, " O"] | None) -> Float[Tensor, " N"] | None:
         """Returns the scaled bias of the adapter, where the file has one."""
         del bias
         return None if self.bias is None else widened(self.bias) * self.scale
@@ -165,6 +183,10 @@ class LoraTucker(Adapter):
             change = change + layer.over_channels(self.bias * self.scale, change)
         return change
 
+    def completed(self, origin: Origin, *, corrections: bool) -> "Completion[LoraTucker]":
+        """Returns the adapter with alpha from the header where the tensors have none."""
+        return _completed(self, origin, corrections=corrections)
+
     @classmethod
     def initial(cls, layer: Layer, config: InitialConfig, generator: Generator) -> "LoraTucker":
         """Returns Kaiming-uniform `down` and `mid`, and `up` at zero, as LyCORIS does."""
@@ -175,8 +197,49 @@ class LoraTucker(Adapter):
         return cls(torch.zeros(outputs, rank, *[1] * len(kernel)), mid, down, config.alpha)
 
 
-def _scale(alpha: float | None, rank: int) -> float:
-    return alpha / rank if alpha else 1.0
+DYLORA_BLOCK_SIZE = 4
+"""LyCORIS' default."""
+
+
+LoraKind = TypeVar("LoraKind", "Lora", "LoraTucker")
+
+
+def _completed(adapter: LoraKind, origin: Origin, *, corrections: bool) -> Completion[LoraKind]:
+    """Fills in alpha, and corrects it where the header proves that it acts otherwise."""
+    alpha = adapter.alpha or origin.numerator(adapter.rank)
+    if not alpha:
+        return Completion(adapter, assumed="scale 1")
+    corrected = ""
+    if corrections and origin.options.get("algo") == "dylora":
+        # Trained with alpha / blocks, saved as alpha, read by every loader as alpha / ranks.
+        alpha *= origin.number("block_size") or DYLORA_BLOCK_SIZE
+        corrected = "DyLoRA of LyCORIS: times its block size"
+    elif corrections and origin.tool == "kohya" and origin.flag("split_qkv"):
+        # Each of q, k, v was trained with alpha / R, and saved as one of rank 3 R with alpha.
+        blocks = _diagonal_blocks(adapter.up.flatten(1))
+        if blocks > 1:
+            alpha *= blocks
+            corrected = "sd-scripts' split_qkv: times the number of parts"
+    return Completion(replace(adapter, alpha=alpha), corrected=corrected)
+
+
+def _diagonal_blocks(up: Float[Tensor, "O R"]) -> int:
+    """Returns of how many LoRAs on parts of a fused weight `up` is made: 4, 3, or 1 for none.
+
+    Their ranks stand side by side and each rank reaches the rows of its own part only.
+    """
+    outputs, rank = up.shape
+    touched = (widened(up) != 0).T.to(torch.uint8)
+    first = touched.argmax(1)
+    last = outputs - touched.flip(1).argmax(1)
+    for parts in (4, 3):
+        if rank % parts or not bool(touched.any(1).all()):
+            continue
+        starts = first.reshape(parts, -1).amin(1)
+        ends = last.reshape(parts, -1).amax(1)
+        if bool((starts[1:] >= ends[:-1]).all()):
+            return parts
+    return 1
 
 
 def _kaiming(shape: tuple[int, ...], generator: Generator) -> Tensor:

@@ -39,7 +39,7 @@ class Norm(Adapter):
             )
         return widened(self.w_norm)
 
-    def delta_bias(self, bias: Float[Tensor, " O"] | None) -> Float[Tensor, " O"] | None:
+    def delta_bias(self, bias: Float[Tensor, " O"] | None) -> Float[Tensor, " N"] | None:
         """Returns the stored change of the shift."""
         del bias
         return None if self.b_norm is None else widened(self.b_norm)

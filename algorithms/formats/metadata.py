@@ -3,8 +3,10 @@
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+from ..adapters.base import Origin, Tool
 
 
 @dataclass(frozen=True)
@@ -12,6 +14,8 @@ class AdapterMetadata:
     """The strings of a file's header, with the readings that loading needs."""
 
     strings: Mapping[str, str]
+    config: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """PEFT's `adapter_config.json` beside the file; empty where there is none."""
 
     @property
     def network_module(self) -> str:
@@ -56,37 +60,61 @@ class AdapterMetadata:
             return "LoRA+"
         return None
 
-    @property
-    def dylora_alpha_factor(self) -> float:
-        """What the alpha of a DyLoRA file must be multiplied by to act as it was trained.
+    def tool(self, module: str) -> Tool | None:
+        """Returns which tool made a module, by the header or by a prefix that only it writes."""
+        if self.config or "lora_adapter_metadata" in self.strings:
+            return "peft"
+        if self.network_module.startswith("networks."):
+            return "kohya"
+        if self.network_module.startswith("lycoris"):
+            return "lycoris"
+        if any(key in self.strings for key in ("ot_config", "ot_branch", "ot_revision")):
+            return "onetrainer"
+        if "ai-toolkit" in self.strings.get("software", ""):
+            return "ai-toolkit"
+        for prefix, tool in TOOL_PREFIXES.items():
+            if module.startswith(prefix):
+                return tool
+        return None
 
-        LyCORIS trains with alpha / blocks and saves alpha, which every loader divides by ranks:
-        the factor is its block size (default 4). sd-scripts needs none.
-        """
-        if not self.is_lycoris_dylora:
-            return 1.0
-        return _number(self.network_args.get("block_size")) or 4.0
+    def origin(self, module: str) -> Origin:
+        """Returns what is said of one module outside of its tensors.
 
-    def peft_alpha(self, module: str, rank: int) -> float | None:
-        """Returns the alpha that gives the scale of PEFT's configuration of this module.
-
-        PEFT writes no alpha into the tensors; diffusers keeps the configuration under
-        `lora_adapter_metadata`, one set of keys a component (`unet.r`, `unet.lora_alpha`).
-        With `use_rslora` the scale is lora_alpha / sqrt(rank) (Kalajdzievski 2023,
-        arXiv 2312.03732). Patterns override rank and alpha of single modules, by PEFT's rule: a
-        key counts if the module's name ends with it.
+        PEFT keeps everything but the tensors in its configuration: diffusers writes it into the
+        header under `lora_adapter_metadata`, with the component before each key (`unet.r`), PEFT
+        itself into `adapter_config.json` beside the file. Patterns override rank and alpha of
+        single modules, by PEFT's rule: a key counts if the module's name ends with it.
 
         Args:
             module: Module name as in the file.
-            rank: R of its tensors.
         """
-        config = _json_object(self.strings.get("lora_adapter_metadata"))
+        tool = self.tool(module)
+        if tool == "peft":
+            options = self._peft_config(module)
+            default = options.get("lora_alpha", options.get("alpha"))
+            alpha = _by_pattern(options.get("alpha_pattern"), module, default)
+            return Origin(tool, alpha, options, module)
+        if tool == "onetrainer":
+            return Origin(tool, None, _json_object(self.strings.get("ot_config")), module)
+        return Origin(tool, self.network_alpha, self.network_args, module)
+
+    def _peft_config(self, module: str) -> dict[str, Any]:
+        in_header = _json_object(self.strings.get("lora_adapter_metadata"))
+        if not in_header:
+            return dict(self.config)
         component = module.partition(".")[0] + "."
-        own = {key.removeprefix(component): value for key, value in config.items()}
-        alpha = _by_pattern(own.get("alpha_pattern"), module, own.get("lora_alpha"))
-        if alpha is None:
-            return None
-        return alpha * rank**0.5 if own.get("use_rslora") else alpha
+        return {
+            key.removeprefix(component): value
+            for key, value in in_header.items()
+            if key.startswith(component)
+        }
+
+
+TOOL_PREFIXES: dict[str, Tool] = {
+    "base_model.model.": "peft",
+    "oft_unet_": "kohya",
+    "lycoris_": "lycoris",
+}
 
 
 def _by_pattern(patterns: Any, module: str, default: Any) -> float | None:

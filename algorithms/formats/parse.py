@@ -1,8 +1,9 @@
 """Parses a file: key -> (module name, role) -> method, for each module on its own."""
 
 import itertools
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,13 +11,14 @@ import torch
 from torch import Tensor
 
 from ..adapters import ADAPTERS, Adapter, Role
+from ..adapters.dora import Dora
 from ..errors import FormatError, MissingTensorError, NonFiniteError, ShapeError, listed
 from ..shapes import check_fields
 from .metadata import AdapterMetadata
 from .read import RawFile
 
 Suffixes = dict[str, str]
-"""Suffix -> key, the tensors of one module."""
+"""Suffix as in the roles -> key, the tensors of one module."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,43 +32,41 @@ class AdapterSet:
     metadata: AdapterMetadata
     unclaimed: tuple[str, ...] = ()
     """Keys that no method understands."""
+    notes: tuple[str, ...] = ()
+    """Sentences about what was assumed or corrected."""
 
     def sliced(self, rank: int) -> "AdapterSet":
         """Returns the set with every low-rank adapter cut to its first `rank` ranks."""
+        cut = {
+            module: tuple(adapter.sliced(rank) for adapter in adapters)
+            for module, adapters in self.adapters.items()
+        }
+        return replace(self, adapters=cut)
 
-        def slice_one(_: str, adapter: Adapter) -> Adapter:
-            return adapter.sliced(rank)
+    def as_trained(self, *, corrections: bool = True) -> "AdapterSet":
+        """Returns the set with everything that the header says and the tensors do not.
 
-        return self._each(slice_one)
-
-    def as_trained(self) -> "AdapterSet":
-        """Returns the set with each alpha as training meant it, where the tensors do not say it.
-
-        A missing alpha comes from PEFT's configuration in the metadata, or from
-        `ss_network_alpha`; that of a LyCORIS DyLoRA is corrected (`dylora_alpha_factor`).
+        Args:
+            corrections: Whether to depart from other loaders where the header proves them wrong.
         """
-        return self._each(self._with_alpha)
-
-    def _with_alpha(self, module: str, adapter: Adapter) -> Adapter:
-        alpha: float | None = getattr(adapter, "alpha", None)
-        rank = adapter.rank
-        if rank is None:
-            return adapter
-        if alpha is None:
-            alpha = self.metadata.peft_alpha(module, rank) or self.metadata.network_alpha
-        if not alpha:
-            return adapter
-        changed: dict[str, Any] = {"alpha": alpha * self.metadata.dylora_alpha_factor}
-        return replace(adapter, **changed)
-
-    def _each(self, change: Callable[[str, Adapter], Adapter]) -> "AdapterSet":
-        return replace(
-            self,
-            adapters={
-                module: tuple(change(module, adapter) for adapter in adapters)
-                for module, adapters in self.adapters.items()
-            },
-        )
+        adapters: dict[str, tuple[Adapter, ...]] = {}
+        assumed: Counter[str] = Counter()
+        corrected: Counter[str] = Counter()
+        for module, parsed in self.adapters.items():
+            origin = self.metadata.origin(module)
+            completions = [one.completed(origin, corrections=corrections) for one in parsed]
+            adapters[module] = tuple(completion.adapter for completion in completions)
+            assumed.update({one.assumed for one in completions if one.assumed})
+            corrected.update({one.corrected for one in completions if one.corrected})
+        notes = [
+            f"Nothing in the file says it, so it was assumed for {_modules(count)}: {what}."
+            for what, count in assumed.items()
+        ]
+        notes += [
+            f"Corrected, as the metadata prove it, in {_modules(count)}: {what}."
+            for what, count in corrected.items()
+        ]
+        return replace(self, adapters=adapters, notes=(*self.notes, *notes))
 
 
 def parse_file(raw: RawFile) -> AdapterSet:
@@ -78,35 +78,47 @@ def parse_file(raw: RawFile) -> AdapterSet:
         NonFiniteError: A tensor holds NaN or infinity.
         ShapeError: The tensors of a module contradict each other.
     """
-    return parse_tensors({key: raw.tensor(key) for key in raw.shapes}, raw.metadata, raw.name)
+    tensors = {key: raw.tensor(key) for key in raw.shapes}
+    return parse_tensors(tensors, raw.metadata, raw.name, raw.config)
 
 
 def parse_tensors(
-    tensors: Mapping[str, Tensor], metadata: Mapping[str, str], source: str
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    source: str,
+    config: Mapping[str, Any] | None = None,
 ) -> AdapterSet:
-    """Finds the adapters among named tensors; see `parse_file`."""
-    modules, unclaimed = _by_module(tensors)
+    """Finds the adapters among named tensors; see `parse_file`.
+
+    Args:
+        tensors: Key -> tensor.
+        metadata: The strings of the header.
+        source: What to call the file in messages.
+        config: PEFT's configuration from a file beside it.
+    """
+    modules, common, unclaimed = _by_module(tensors, source)
     adapters: dict[str, tuple[Adapter, ...]] = {}
     incomplete: list[str] = []
-    for module, suffixes in modules.items():
-        claims = _claims(suffixes)
+    for module, own in modules.items():
+        suffixes = common | own
+        shapes = {suffix: tuple(tensors[key].shape) for suffix, key in suffixes.items()}
+        claims = _claims(suffixes, shapes)
         claimed = {suffix for claim in claims for suffix in claim.suffixes.values()}
-        left = [suffix for suffix in suffixes if suffix not in claimed]
+        left = [suffix for suffix in own if suffix not in claimed]
         incomplete += [
             f"{module} has {suffix[1:]}, {_lack(suffix)}" for suffix in left if _owned(suffix)
         ]
-        unclaimed += [suffixes[suffix] for suffix in left]
+        unclaimed += [own[suffix] for suffix in left]
         if claims:
-            adapters[module] = tuple(
-                _build(claim, suffixes, tensors, f"{source}: {module}") for claim in claims
-            )
+            adapters[module] = _build_all(claims, suffixes, tensors, f"{source}: {module}")
     if incomplete:
         raise MissingTensorError(
             f"{source} is incomplete: {listed(incomplete, 3, '; ')}. Download or save it again."
         )
     if not adapters:
         raise FormatError(_why_nothing(tensors, source))
-    return AdapterSet(source, adapters, AdapterMetadata(dict(metadata)), tuple(unclaimed))
+    known = AdapterMetadata(dict(metadata), dict(config or {}))
+    return AdapterSet(source, adapters, known, tuple(unclaimed))
 
 
 @dataclass(frozen=True)
@@ -125,36 +137,69 @@ class _Claim:
 
 
 def _roles() -> dict[str, list[tuple[type[Adapter], Role]]]:
-    """Returns suffix -> the methods and roles that know it, longest suffix first."""
+    """Returns suffix -> the methods and roles that know it."""
     table: dict[str, list[tuple[type[Adapter], Role]]] = defaultdict(list)
     for method in ADAPTERS:
         for role in method.roles:
             for suffix in role.suffixes:
                 table[suffix].append((method, role))
-    return {suffix: table[suffix] for suffix in sorted(table, key=len, reverse=True)}
+    return table
 
 
 SUFFIXES = _roles()
 
 
-def _by_module(keys: Iterable[str]) -> tuple[dict[str, Suffixes], list[str]]:
-    """Splits keys at their longest known suffix; returns also those that have none."""
+def _pattern(suffix: str) -> str:
+    return re.escape(suffix).replace(r"\*", r"[^.]+")
+
+
+# The leftmost match that reaches the end is the longest suffix.
+ENDING = re.compile(f"(?:{'|'.join(_pattern(suffix) for suffix in SUFFIXES)})$")
+WILDCARDS = {suffix: re.compile(_pattern(suffix)) for suffix in SUFFIXES if "*" in suffix}
+COMMON = {suffix for suffix, uses in SUFFIXES.items() if any(role.common for _, role in uses)}
+
+
+def _by_module(keys: Iterable[str], source: str) -> tuple[dict[str, Suffixes], Suffixes, list[str]]:
+    """Splits keys at their longest known suffix.
+
+    Returns:
+        The modules, the tensors that serve all modules, and the keys without a known suffix.
+
+    Raises:
+        FormatError: A module has the same tensor twice, under two adapter names.
+    """
     modules: dict[str, Suffixes] = defaultdict(dict)
+    common: Suffixes = {}
     unknown: list[str] = []
     for key in keys:
-        suffix = next((suffix for suffix in SUFFIXES if key.endswith(suffix)), None)
-        if suffix is None or suffix == key:
+        found = ENDING.search(key)
+        if found is None or found.start() == 0:
             unknown.append(key)
-        else:
-            modules[key.removesuffix(suffix)][suffix] = key
-    return modules, unknown
+            continue
+        suffix = _as_in_roles(found.group())
+        place = common if suffix in COMMON else modules[key[: found.start()]]
+        if suffix in place:
+            raise FormatError(
+                f"{source} holds more than one adapter: {place[suffix]} and {key} are the same "
+                "tensor of two of them. Save each adapter to a file of its own."
+            )
+        place[suffix] = key
+    return modules, common, unknown
 
 
-def _claims(suffixes: Suffixes) -> list[_Claim]:
+def _as_in_roles(ending: str) -> str:
+    """Returns a suffix as the roles spell it, `*` for the name of an adapter."""
+    if ending in SUFFIXES:
+        return ending
+    return next(suffix for suffix, pattern in WILDCARDS.items() if pattern.fullmatch(ending))
+
+
+def _claims(suffixes: Suffixes, shapes: Mapping[str, tuple[int, ...]]) -> list[_Claim]:
     """Returns the methods that the tensors of one module make.
 
-    A method claims when all its required roles are there, and none of its own ones is taken by
-    a method that claims more (LoRA's Tucker form over LoRA).
+    A method claims when all its required roles are there, the numbers of their axes and whatever
+    else it asks of their shapes fit, and none of its own ones is taken by a method that claims
+    more (LoRA's Tucker form over LoRA).
     """
     claims: list[_Claim] = []
     for method in ADAPTERS:
@@ -166,6 +211,7 @@ def _claims(suffixes: Suffixes) -> list[_Claim]:
         claim = _Claim(method, found)
         if claim.own and all(role.field in found for role in method.roles if role.required):
             claims.append(claim)
+    claims = _fitting(claims, shapes)
     claims = [claim for claim in claims if not any(claim.own < other.own for other in claims)]
     for first, second in itertools.combinations(claims, 2):
         if first.own & second.own:
@@ -176,8 +222,56 @@ def _claims(suffixes: Suffixes) -> list[_Claim]:
     return claims
 
 
+def _fitting(claims: Sequence[_Claim], shapes: Mapping[str, tuple[int, ...]]) -> list[_Claim]:
+    """Leaves out claims whose shapes do not fit, where another claim on the same tensors does.
+
+    The only claim on some tensors stays whatever their shapes: it then says what is wrong.
+    """
+
+    def fits(claim: _Claim) -> bool:
+        of_fields = {field: shapes[suffix] for field, suffix in claim.suffixes.items()}
+        return claim.method.fits(of_fields)
+
+    fitting = [claim for claim in claims if fits(claim)]
+    contested = {suffix for claim in fitting for suffix in claim.own}
+    return [claim for claim in claims if claim in fitting or not claim.own & contested]
+
+
+def _build_all(
+    claims: Sequence[_Claim], suffixes: Suffixes, tensors: Mapping[str, Tensor], where: str
+) -> tuple[Adapter, ...]:
+    """Makes the adapters of a module; magnitudes are put around the additive one.
+
+    Raises:
+        FormatError: There is no single additive adapter for the magnitudes.
+    """
+    built = [
+        _build(claim, suffixes, tensors, where) for claim in claims if claim.method is not Dora
+    ]
+    for claim in claims:
+        if claim.method is Dora:
+            inner = [adapter for adapter in built if adapter.additive]
+            if len(inner) != 1:
+                names = " and ".join(adapter.name for adapter in inner) or "nothing"
+                raise FormatError(
+                    f"{where} has DoRA magnitudes, which belong to one additive adapter, "
+                    f"but there is {names} beside them."
+                )
+            values = _values(claim, suffixes, tensors, where)
+            decomposed = Dora(inner[0], **values)
+            built = [adapter for adapter in built if adapter is not inner[0]] + [decomposed]
+    return tuple(built)
+
+
 def _build(claim: _Claim, suffixes: Suffixes, tensors: Mapping[str, Tensor], where: str) -> Adapter:
     """Makes the adapter of a claim from its tensors, checked."""
+    return claim.method(**_values(claim, suffixes, tensors, where))
+
+
+def _values(
+    claim: _Claim, suffixes: Suffixes, tensors: Mapping[str, Tensor], where: str
+) -> dict[str, Any]:
+    """Returns the fields of a claim, checked: tensors, and numbers for scalar roles."""
     values: dict[str, Any] = {}
     for role in claim.method.roles:
         if role.field not in claim.suffixes:
@@ -188,7 +282,7 @@ def _build(claim: _Claim, suffixes: Suffixes, tensors: Mapping[str, Tensor], whe
         else:
             values[role.field] = _finite(tensors[key], key, where)
     check_fields(claim.method, {k: v for k, v in values.items() if isinstance(v, Tensor)}, where)
-    return claim.method(**values)
+    return values
 
 
 def _scalar(tensor: Tensor, key: str, where: str) -> float | None:
@@ -210,6 +304,10 @@ def _finite(tensor: Tensor, key: str, where: str) -> Tensor:
             "the training went wrong or the file is damaged. Use an earlier save."
         )
     return tensor
+
+
+def _modules(count: int) -> str:
+    return "1 layer" if count == 1 else f"{count} layers"
 
 
 def _owned(suffix: str) -> bool:

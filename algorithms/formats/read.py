@@ -35,6 +35,8 @@ class RawFile:
     shapes: dict[str, tuple[int, ...]]
     """Every key of the file with the shape of its tensor."""
     _opened: Any = field(repr=False)
+    config: dict[str, Any] = field(default_factory=dict[str, Any])
+    """PEFT's `adapter_config.json` beside the file; empty where there is none."""
 
     @property
     def name(self) -> str:

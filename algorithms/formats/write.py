@@ -15,8 +15,6 @@ def to_tensors(adapter_set: AdapterSet) -> tuple[dict[str, Tensor], dict[str, st
     tensors: dict[str, Tensor] = {}
     for module, adapters in adapter_set.adapters.items():
         for adapter in adapters:
-            for role in adapter.roles:
-                value = getattr(adapter, role.field)
-                if value is not None:
-                    tensors[module + role.suffixes[0]] = torch.as_tensor(value)
+            for suffix, value in adapter.stored().items():
+                tensors[module + suffix] = torch.as_tensor(value)
     return tensors, dict(adapter_set.metadata.strings)

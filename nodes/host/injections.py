@@ -17,8 +17,10 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP, PatcherInjection
 from torch import Tensor, nn
 
+from ...algorithms.adapters import Adapter
 from ...algorithms.binding import Bound
-from ...algorithms.dispatch import Dispatcher, PlacedOn
+from ...algorithms.dispatch import Dispatcher
+from ...algorithms.layers import Layer
 from ...algorithms.strength import Placed
 from .layers import layer_of
 
@@ -37,6 +39,7 @@ class AdapterBank:
     def __init__(self, placed: dict[str, tuple[Placed, ...]]) -> None:
         self.placed = placed
         self._moved: dict[tuple[str, torch.device, torch.dtype], tuple[Placed, ...]] = {}
+        self._base: object = None
 
     def on_model_patcher_clone(self) -> "AdapterBank":
         """Returns the bank of a clone: called by the host."""
@@ -52,13 +55,20 @@ class AdapterBank:
         return AdapterBank({module: tuple(items) for module, items in placed.items()})
 
     def placed_on(
-        self, module: str, device: torch.device, dtype: torch.dtype
+        self, module: str, layer: Layer, device: torch.device, dtype: torch.dtype
     ) -> tuple[Placed, ...]:
-        """Returns the adapters of a module on a device in a dtype, moved at the first call."""
+        """Returns the adapters of a module, prepared for its base, at the first call.
+
+        Args:
+            module: Name of the module.
+            layer: The same module, which gives its weight to adapters that need it.
+            device: Where the tensors shall be.
+            dtype: Of the tensors; what is computed beforehand is computed in float32.
+        """
         where = (module, device, dtype)
         if where not in self._moved:
             self._moved[where] = tuple(
-                replace(item, adapter=item.adapter.to(device, dtype))
+                replace(item, adapter=_prepared(item, layer, device).to(device, dtype))
                 for item in self.placed[module]
             )
         return self._moved[where]
@@ -66,6 +76,20 @@ class AdapterBank:
     def release(self) -> None:
         """Forgets the copies on devices; they are made again at the next call."""
         self._moved.clear()
+
+    def meet(self, base: object) -> None:
+        """Forgets what was prepared for other weights than those that `base` stands for."""
+        if base != self._base:
+            self.release()
+        self._base = base
+
+
+def _prepared(item: Placed, layer: Layer, device: torch.device) -> Adapter:
+    adapter = item.adapter.to(device)
+    own = layer if item.rows is None else layer.narrowed(item.rows)
+    if adapter.prepares_from_weight:
+        return adapter.prepared(own.weight(torch.empty(0, device=device)))
+    return adapter.prepared(torch.empty(own.weight_shape, device="meta"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,12 +147,13 @@ def inject(patcher: ModelPatcher) -> None:
         AttributeError: The model lacks a module; no dispatcher is left behind.
     """
     bank: AdapterBank = patcher.get_attachment(KEY)
+    # Another set of patches means other weights, and so do the patches of conditioning hooks.
+    bank.meet((patcher.patches_uuid, patcher.current_hooks))
     _remove(patcher.model)
     standing: list[_Standing] = []
     try:
         for name in bank.placed:
-            module = patcher.model.get_submodule(name)
-            standing.append(_install(module, partial(bank.placed_on, name)))
+            standing.append(_install(patcher.model.get_submodule(name), name, bank))
     except BaseException:
         for item in reversed(standing):
             item.remove()
@@ -146,11 +171,11 @@ def eject(patcher: ModelPatcher) -> None:
         _remove(patcher.model)
 
 
-def _install(module: nn.Module, placed_on: PlacedOn) -> _Standing:
+def _install(module: nn.Module, name: str, bank: AdapterBank) -> _Standing:
     layer = layer_of(module)
     assert layer is not None, "bound modules were checked by can_hook"
     shadowed = module.__dict__.get("forward")
-    dispatcher = Dispatcher(module.forward, layer, placed_on)
+    dispatcher = Dispatcher(module.forward, layer, partial(bank.placed_on, name, layer))
     forward = dispatcher.forward
     module.forward = forward
     return _Standing(module, dispatcher, forward, shadowed)

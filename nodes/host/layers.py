@@ -4,7 +4,13 @@ The host's linear layers of quantised models are no `torch.nn.Linear`, and other
 own; all of them have the attributes of the torch layer whose place they take.
 """
 
+from dataclasses import replace
+from functools import partial
 from typing import Any
+
+import comfy.ops
+import torch
+from torch import Tensor
 
 from ...algorithms.layers import Layer
 
@@ -13,6 +19,13 @@ def layer_of(module: Any) -> Layer | None:
     """Returns the layer that a module is, or None if no hook can serve it."""
     if getattr(module, "weight", None) is None:
         return None
+    layer = _layer(module)
+    if layer is None:
+        return None
+    return replace(layer, read_weight=partial(_weight, module), read_bias=partial(_bias, module))
+
+
+def _layer(module: Any) -> Layer | None:
     if hasattr(module, "in_features") and hasattr(module, "out_features"):
         return Layer("linear", (module.out_features, module.in_features))
     if hasattr(module, "kernel_size") and hasattr(module, "dilation"):
@@ -47,3 +60,24 @@ def _convolution(module: Any) -> Layer | None:
         module.groups,
         module.padding_mode,
     )
+
+
+def _weight(module: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Returns the weight as the module's own `forward` sees it: cast, dequantised, patched."""
+    if hasattr(module, "weight_function"):
+        weight, _ = comfy.ops.cast_bias_weight(module, dtype=dtype, device=device, bias_dtype=dtype)
+    else:
+        weight = module.weight
+    weight = weight.dequantize() if hasattr(weight, "dequantize") else weight
+    return weight.detach().to(device, dtype)
+
+
+def _bias(module: Any, device: torch.device, dtype: torch.dtype) -> Tensor | None:
+    """Returns the bias as the module's own `forward` sees it, or None without one."""
+    bias = getattr(module, "bias", None)
+    if bias is None:
+        return None
+    bias = bias.detach().to(device, dtype)
+    for function in getattr(module, "bias_function", []):
+        bias = function(bias)
+    return bias

@@ -36,8 +36,7 @@ class Layout:
 
 
 def _with(adapter: Adapter, tensors: Iterable[Tensor]) -> Adapter:
-    values: dict[str, Any] = dict(zip(adapter.tensors(), tensors, strict=False))
-    return replace(adapter, **values)
+    return adapter.with_tensors(dict(zip(adapter.tensors(), tensors, strict=False)))
 
 
 class AdapterPatch(WeightAdapterBase):
@@ -104,8 +103,7 @@ def add_patches(patcher: ModelPatcher, bound: Sequence[Bound], strength: float) 
     missing: list[str] = []
     for item in bound:
         placed = Placed(item.adapter, strength, item.target.rows)
-        shape = item.target.shape(shapes[item.target.weight])
-        changes_weight, changes_bias = dry_run(item.adapter, shape)
+        changes_weight, changes_bias = dry_run(item.adapter, item.target, shapes)
         if changes_weight:
             layouts[item.target.weight].append((placed, False))
         if changes_bias and item.target.bias in shapes:

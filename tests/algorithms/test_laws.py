@@ -5,6 +5,7 @@ the adapter does something;  several adapters add, whatever their order;  a star
 """
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -28,8 +29,19 @@ PAIRS = [
 each_pair = pytest.mark.parametrize(("adapter_case", "layer_case"), PAIRS)
 
 
+def prepared(case: LayerCase, item: Placed) -> Placed:
+    """The adapter as a hook has it: its constants computed once, in float32 or better."""
+    weight = case.weight if case.weight.dtype == torch.float64 else case.weight.float()
+    weight = weight if item.rows is None else item.rows.take(weight)
+    if not item.adapter.prepares_from_weight:
+        weight = torch.empty(weight.shape, device="meta")
+    adapter = item.adapter.prepared(weight).to("cpu", case.x.dtype)
+    return replace(item, adapter=adapter)
+
+
 def hooked(case: LayerCase, placed: list[Placed]) -> Tensor:
-    return hooked_output(case.x, case.module(case.x), case.layer, placed)
+    ready = [prepared(case, item) for item in placed]
+    return hooked_output(case.x, case.module(case.x), case.layer, ready)
 
 
 def merged(case: LayerCase, placed: list[Placed]) -> Tensor:
@@ -83,7 +95,7 @@ def test_low_precision_stays_near_float64(
     adapter = adapter_case.make(layer_case)
     exact = hooked(layer_case, [Placed(adapter, 0.5)])
     for result in (
-        hooked(low, [Placed(adapter.to("cpu", dtype), 0.5)]),
+        hooked(low, [Placed(adapter, 0.5)]),
         merged(low, [Placed(adapter, 0.5)]),
     ):
         assert result.dtype == dtype

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from anyadapter.algorithms.adapters import Adapter
 from anyadapter.algorithms.adapters.diff import Diff
+from anyadapter.algorithms.adapters.dora import Dora
 from anyadapter.algorithms.adapters.lora import Lora, LoraTucker
 from anyadapter.algorithms.adapters.norm import Norm
 from layer_cases import LayerCase, norm_cases, product_cases
@@ -49,6 +50,17 @@ def _tucker(case: LayerCase) -> LoraTucker:
     )
 
 
+def _dora(case: LayerCase, inner: Adapter, *, inputs: bool = False, peft: bool = False) -> Dora:
+    outputs, columns, *kernel = case.layer.weight_shape
+    ones = [1] * len(kernel)
+    if peft:
+        return Dora(
+            inner, magnitude_vector=random(1, outputs, *ones).abs() if ones else random(outputs)
+        )
+    shape = (1, columns, *ones) if inputs else (outputs, 1, *ones)
+    return Dora(inner, dora_scale=random(*shape).abs() + 1)
+
+
 def _diff(case: LayerCase) -> Diff:
     return Diff(random(*case.layer.weight_shape), random(case.layer.weight_shape[0]))
 
@@ -73,6 +85,11 @@ ADAPTER_CASES = (
     AdapterCase("lora of 1x1 kernels", lambda case: _lora_1x1(case), lambda: [product_cases()[0]]),
     AdapterCase("dylora slice", lambda case: _lora(case).sliced(3)),
     AdapterCase("lora tucker", _tucker, _convolutions),
+    AdapterCase("dora on outputs", lambda case: _dora(case, _lora(case))),
+    AdapterCase("dora on inputs", lambda case: _dora(case, _lora(case), inputs=True)),
+    AdapterCase(
+        "dora of peft with bias", lambda case: _dora(case, _lora(case, bias=True), peft=True)
+    ),
     AdapterCase("full", _diff),
     AdapterCase("full on norms", _diff, norm_cases),
     AdapterCase("bias only", lambda case: Diff(diff_b=random(case.layer.weight_shape[0]))),

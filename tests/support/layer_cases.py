@@ -45,21 +45,23 @@ class LayerCase:
 def layer_of(module: nn.Module) -> Layer:
     """Describes a module of torch, written apart from the host's own reading of modules."""
 
-    def read_base() -> tuple[Tensor, Tensor | None]:
-        bias = getattr(module, "bias", None)
-        return module.weight.detach(), None if bias is None else bias.detach()
+    def read_weight(device: torch.device, dtype: torch.dtype) -> Tensor:
+        return module.weight.detach().to(device, dtype)
 
+    def read_bias(device: torch.device, dtype: torch.dtype) -> Tensor | None:
+        bias = getattr(module, "bias", None)
+        return None if bias is None else bias.detach().to(device, dtype)
+
+    own = {"run": module.forward, "read_weight": read_weight, "read_bias": read_bias}
     shape = tuple(module.weight.shape)
     if isinstance(module, nn.Linear):
-        return Layer("linear", shape, read_base=read_base)
+        return Layer("linear", shape, **own)
     if isinstance(module, nn.LayerNorm):
-        return Layer("layer_norm", shape, eps=module.eps, read_base=read_base)
+        return Layer("layer_norm", shape, eps=module.eps, **own)
     if isinstance(module, nn.GroupNorm):
-        return Layer(
-            "group_norm", shape, groups=module.num_groups, eps=module.eps, read_base=read_base
-        )
+        return Layer("group_norm", shape, groups=module.num_groups, eps=module.eps, **own)
     if isinstance(module, nn.RMSNorm):
-        return Layer("rms_norm", shape, eps=module.eps, read_base=read_base)
+        return Layer("rms_norm", shape, eps=module.eps, **own)
     return Layer(
         "conv",
         shape,
@@ -68,7 +70,7 @@ def layer_of(module: nn.Module) -> Layer:
         module.dilation,
         module.groups,
         module.padding_mode,
-        read_base=read_base,
+        **own,
     )
 
 

@@ -9,6 +9,8 @@ class ModelPatcher:
     model: nn.Module
     patches: dict[str, list[tuple[float, Any, float, Any, Any]]]
     is_injected: bool
+    patches_uuid: object
+    current_hooks: object
     def clone(self) -> ModelPatcher: ...
     def add_patches(
         self, patches: Mapping[str, Any], strength_patch: float = 1.0, strength_model: float = 1.0

@@ -1,0 +1,201 @@
+"""DoRA: any additive change, followed by a length of its own for each row or column of the weight.
+
+    V = W + dW_inner        W' = m * V / ||V||        dW = W' - W
+
+Source: DoRA, Liu et al. 2024, arXiv 2402.09353, section 4.1. The norm is taken over all axes but
+one: the outputs (a magnitude `[O, 1, ...]`) or the inputs (`[1, I, ...]`).
+On disk: `dora_scale` (LyCORIS, OneTrainer; either axis, told by its shape), and on the outputs only
+`lora_magnitude_vector` (PEFT) and `magnitude` (ai-toolkit), whatever their shape.
+Departs from ComfyUI 0.28, which divides by ||W|| on the output axis, and from LyCORIS and PEFT at
+strengths other than 1: here the result at strength s lies on the line from W to W'.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Generator, Tensor
+
+from ..errors import ShapeError
+from ..layers import Layer
+from ..shapes import Float
+from .base import Adapter, Completion, InitialConfig, Origin, Role, widened
+from .lora import Lora
+
+Axis = Literal["outputs", "inputs"]
+INNER = "inner."
+"""What stands before the names of the inner adapter's tensors."""
+
+
+@dataclass(frozen=True, eq=False)
+class Dora(Adapter):
+    """An additive adapter with magnitudes; exactly one of both spellings is present."""
+
+    name = "DoRA"
+    roles = (
+        Role("dora_scale", (".dora_scale",), required=False),
+        Role(
+            "magnitude_vector",
+            (
+                ".lora_magnitude_vector",
+                ".lora_magnitude_vector.weight",
+                ".lora_magnitude_vector.*.weight",
+                ".lora_magnitude_vector.*",
+                ".magnitude",
+            ),
+            required=False,
+        ),
+    )
+    needs_weight = True
+    prepares_from_weight = True
+
+    inner: Adapter
+    dora_scale: Float[Tensor, "..."] | None = None
+    magnitude_vector: Float[Tensor, "..."] | None = None
+    flat_axis: Axis = "outputs"
+    """Axis of a `dora_scale` that a converter has flattened, where both have its length."""
+    gain: Float[Tensor, " N"] | None = None
+    """m / ||V|| for one base; made by `prepared`."""
+
+    @property
+    def rank(self) -> int | None:
+        """The rank of the inner adapter."""
+        return self.inner.rank
+
+    @property
+    def label(self) -> str:
+        """The inner method and DoRA."""
+        return f"{self.inner.label} with DoRA"
+
+    def delta_weight(self, weight: Float[Tensor, "O ..."]) -> Float[Tensor, "O ..."]:
+        """Returns W' - W; without values in `weight`, only its shape is right."""
+        base = widened(weight)
+        changed = base + self._inner_change(base)
+        return changed * self._over(self._gain(changed), base.shape) - base
+
+    def delta_bias(self, bias: Float[Tensor, " O"] | None) -> Float[Tensor, " N"] | None:
+        """Returns the change that the inner adapter makes: a bias has no length."""
+        return self.inner.delta_bias(bias)
+
+    def prepared(self, weight: Float[Tensor, "O ..."]) -> "Dora":
+        """Returns the adapter with m / ||V|| for this base."""
+        inner = self.inner.prepared(weight)
+        base = widened(weight)
+        return replace(self, inner=inner, gain=self._gain(base + self._inner_change(base)))
+
+    def delta_output(
+        self, x: Float[Tensor, "B ..."], y: Float[Tensor, "B ..."], layer: Layer
+    ) -> Float[Tensor, "..."]:
+        """Returns the change by scaling outputs or inputs, with g = m / ||V||.
+
+        On the outputs it is (g - 1) * (y - b) + g * inner(x), on the inputs the layer itself on
+        (g - 1) * x, plus inner(g * x).
+        """
+        if self.gain is None:
+            return super().delta_output(x, y, layer)
+        gain = self.gain.to(x.dtype)
+        shift = self.inner.delta_bias(layer.bias(x))
+        shift = None if shift is None else layer.over_channels(shift.to(x.dtype), y)
+        if self.axis(layer.weight_shape) == "outputs":
+            factor = layer.over_channels(gain, y)
+            change = self.inner.delta_output(x, y, layer)
+            change = change if shift is None else change - shift
+            change = (factor - 1) * layer.unbiased(y) + factor * change
+            return change if shift is None else change + shift
+        factor = layer.over_channels(gain.repeat(layer.groups), x)
+        return layer.product(x * (factor - 1)) + self.inner.delta_output(x * factor, y, layer)
+
+    def completed(self, origin: Origin, *, corrections: bool) -> "Completion[Dora]":
+        """Returns the adapter with its inner adapter completed."""
+        inner = self.inner.completed(origin, corrections=corrections)
+        return Completion(
+            replace(self, inner=inner.adapter), assumed=inner.assumed, corrected=inner.corrected
+        )
+
+    @classmethod
+    def initial(cls, layer: Layer, config: InitialConfig, generator: Generator) -> "Dora":
+        """Returns LoRA's start with the lengths of the outputs of the base weight.
+
+        Raises:
+            UnsupportedLayerError: The layer cannot give its weight.
+        """
+        inner = Lora.initial(layer, config, generator)
+        weight = layer.weight(torch.empty(0, dtype=torch.float64))
+        return cls(inner, dora_scale=_lengths(weight, "outputs").reshape(_column(weight.shape)))
+
+    def axis(self, shape: tuple[int, ...]) -> Axis:
+        """Returns the axis that keeps its own lengths in a weight of `shape`.
+
+        Raises:
+            ShapeError: The magnitudes fit neither axis.
+        """
+        outputs, inputs = shape[0], shape[1] if len(shape) > 1 else 1
+        found = self._magnitude
+        any_axis = self.dora_scale is not None and found.ndim == 1
+        fitting: list[Axis] = []
+        if found.numel() == outputs and (
+            any_axis or self.dora_scale is None or found.shape[0] == outputs
+        ):
+            fitting.append("outputs")
+        if (
+            self.dora_scale is not None
+            and found.numel() == inputs
+            and (any_axis or found.shape[1] == inputs)
+        ):
+            fitting.append("inputs")
+        if not fitting:
+            raise ShapeError(
+                f"the DoRA magnitudes are {list(found.shape)}, the weight is {list(shape)}"
+            )
+        return self.flat_axis if self.flat_axis in fitting else fitting[0]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Returns the own tensors and those of the inner adapter, whose names begin with inner."""
+        inner = {INNER + name: tensor for name, tensor in self.inner.tensors().items()}
+        return super().tensors() | inner
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> "Dora":
+        """Returns a copy with other tensors, of its own or of the inner adapter."""
+        inner = {
+            name.removeprefix(INNER): value
+            for name, value in tensors.items()
+            if name.startswith(INNER)
+        }
+        own = {name: value for name, value in tensors.items() if not name.startswith(INNER)}
+        return replace(self, inner=self.inner.with_tensors(inner), **own)
+
+    def stored(self) -> dict[str, Tensor | float]:
+        """Returns what a file holds of the inner adapter and of the magnitudes."""
+        return self.inner.stored() | super().stored()
+
+    @property
+    def _magnitude(self) -> Tensor:
+        found = self.dora_scale if self.magnitude_vector is None else self.magnitude_vector
+        assert found is not None, "parsing gives one of both"
+        return found
+
+    def _inner_change(self, weight: Tensor) -> Tensor:
+        change = self.inner.delta_weight(weight)
+        return torch.zeros_like(weight) if change is None else change
+
+    def _gain(self, changed: Float[Tensor, "O ..."]) -> Float[Tensor, " N"]:
+        """Returns m / ||V||; a row or column without any length is left alone."""
+        lengths = _lengths(changed, self.axis(tuple(changed.shape)))
+        magnitude = widened(self._magnitude).flatten()
+        return torch.where(lengths > 0, magnitude / lengths, torch.ones_like(lengths))
+
+    def _over(self, vector: Float[Tensor, " N"], shape: tuple[int, ...]) -> Tensor:
+        """Returns a vector in a shape that broadcasts against a weight of `shape`."""
+        if self.axis(tuple(shape)) == "outputs":
+            return vector.reshape(_column(shape))
+        return vector.reshape(1, -1, *[1] * (len(shape) - 2))
+
+
+def _lengths(weight: Float[Tensor, "O ..."], axis: Axis) -> Float[Tensor, " N"]:
+    kept = 0 if axis == "outputs" else 1
+    return torch.linalg.vector_norm(weight.movedim(kept, 0).flatten(1), dim=1)
+
+
+def _column(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (shape[0], *[1] * (len(shape) - 1))
