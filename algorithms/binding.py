@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from .adapters import Adapter
-from .errors import NoMatchError, ShapeError, listed
+from .errors import FormatError, NoMatchError, ShapeError, listed
 from .families import Family, detect, in_text_encoder
 from .formats.parse import AdapterSet
 from .keymap import KeyMap, Target
@@ -27,15 +27,22 @@ class Binding:
     """The adapters of a file that have a home in one model."""
 
     bound: tuple[Bound, ...]
-    unmatched: tuple[str, ...]
+    unmatched: tuple[str, ...] = ()
     """Module names that mean nothing in this model."""
+    misfits: tuple[str, ...] = ()
+    """Modules that the weight which their name means does not fit, each with the reason."""
 
 
 def bind(adapter_set: AdapterSet, key_map: KeyMap) -> Binding:
     """Finds the weight of every adapter.
 
+    A layer that does not fit is left out and named where file and model are of one family: such a
+    model differs in a few layers, as the first one of an inpainting model does.
+
     Raises:
-        ShapeError: An adapter does not fit the weight that its name means.
+        FormatError: What an adapter means on its weight cannot be decided.
+        ShapeError: An adapter does not fit the weight that its name means, and the model is not
+            known to be of the family that the file was made for.
     """
     bound: list[Bound] = []
     unmatched: list[str] = []
@@ -50,13 +57,17 @@ def bind(adapter_set: AdapterSet, key_map: KeyMap) -> Binding:
                 dry_run(adapter, target, key_map.shapes)
             except ShapeError as error:
                 misfits.append(f"{module}: {error}")
-            bound.append(Bound(module, target, adapter))
-    if misfits:
+            except FormatError as error:
+                raise type(error)(f"{adapter_set.source}: {module}: {error}") from error
+            else:
+                bound.append(Bound(module, target, adapter))
+    if misfits and not (bound and _of_one_family(adapter_set, key_map)):
         raise ShapeError(
             f"{adapter_set.source} does not fit this model in {len(misfits)} of "
-            f"{len(bound)} layers: {listed(misfits, 1)}. {_made_for(adapter_set, key_map)}"
+            f"{len(misfits) + len(bound)} layers: {listed(misfits, 1)}. "
+            f"{_made_for(adapter_set, key_map)}"
         )
-    return Binding(tuple(bound), tuple(unmatched))
+    return Binding(tuple(bound), tuple(unmatched), tuple(misfits))
 
 
 def dry_run(
@@ -134,6 +145,11 @@ def families(
         }
     )
     return of_file, of_model
+
+
+def _of_one_family(adapter_set: AdapterSet, key_map: KeyMap) -> bool:
+    of_file, of_model = families(adapter_set, [key_map])
+    return of_file is not None and of_file == of_model
 
 
 def _made_for(adapter_set: AdapterSet, *key_maps: KeyMap) -> str:

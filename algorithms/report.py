@@ -12,13 +12,18 @@ from .formats.parse import AdapterSet
 
 @dataclass(frozen=True)
 class Coverage:
-    """How many layers of one model part were adapted."""
+    """What became of a file in one part of the model."""
 
     part: str
     """`diffusion model` or `text encoder`."""
     layers: int
-    patched: int = 0
-    """Of these, layers whose weight was patched since no hook can reach them."""
+    """Layers of the file that were adapted."""
+    modules: int
+    """Layers that the file has for this part."""
+    unhooked: tuple[str, ...] = ()
+    """Layers whose weight was patched since no hook can reach them."""
+    misfits: tuple[str, ...] = ()
+    """Layers that do not fit the model, each with the reason."""
 
 
 def report(
@@ -36,11 +41,20 @@ def report(
         notes: Further sentences.
     """
     lines = [methods(adapter_set), "Adapted: " + ", ".join(_covered(part) for part in coverage)]
+    for part in coverage:
+        if part.misfits:
+            lines.append(
+                f"Left out, as they do not fit the {part.part}: {listed(part.misfits, 3, '; ')}"
+            )
+        if part.unhooked:
+            lines.append(
+                f"Patched as weights, since no hook reaches them: {listed(part.unhooked, 3)}"
+            )
     lines += _homeless(homeless, {part.part for part in coverage})
     if adapter_set.unclaimed:
         lines.append(f"Tensors not understood: {listed(adapter_set.unclaimed)}")
     sentences = [f"{line}." for line in lines]  # some pages show the line breaks as blanks
-    return "\n".join([*sentences, *notes])
+    return "\n".join([*sentences, *adapter_set.notes, *notes])
 
 
 def methods(adapter_set: AdapterSet) -> str:
@@ -69,8 +83,7 @@ def _method_name(name: str, adapters: Sequence[Adapter], training: str | None) -
 
 
 def _covered(part: Coverage) -> str:
-    layers = f"{_layers(part.layers)} of the {part.part}"
-    return f"{layers} ({part.patched} by weight patch)" if part.patched else layers
+    return f"{part.part} {part.layers} of {_layers(part.modules)}"
 
 
 def _homeless(names: Sequence[str], connected: set[str]) -> list[str]:

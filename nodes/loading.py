@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from comfy_api.latest import io
 
 from ..algorithms.binding import Binding, bind, families, require_match
 from ..algorithms.errors import AdapterError, listed
+from ..algorithms.families import in_text_encoder
 from ..algorithms.formats.parse import AdapterSet
 from ..algorithms.keymap import KeyMap
 from ..algorithms.report import Coverage, report
@@ -20,6 +22,8 @@ from .schema import advanced
 MODEL = "diffusion model"
 CLIP = "text encoder"
 KEY_MAPS = {MODEL: diffusion_model_key_map, CLIP: text_encoder_key_map}
+AS_TRAINED = "as trained"
+AS_OTHERS = "as other loaders do"
 STRENGTH = {"default": 1.0, "min": -20.0, "max": 20.0, "step": 0.01}
 
 
@@ -73,8 +77,25 @@ class LoadAdapter(io.ComfyNode):
                         tooltip="For DyLoRA files: use only the first ranks. 0 uses all.",
                     )
                 ),
+                advanced(
+                    io.Combo.Input(
+                        "scale",
+                        options=[AS_TRAINED, AS_OTHERS],
+                        default=AS_TRAINED,
+                        tooltip="Some tools save files that act weaker in every loader than in "
+                        "training. Where the metadata prove it, this is corrected and the report "
+                        "says so; the second choice leaves it as it is elsewhere.",
+                    )
+                ),
             ],
-            outputs=[io.Model.Output(), io.Clip.Output()],
+            outputs=[
+                io.Model.Output(),
+                io.Clip.Output(),
+                io.String.Output(
+                    display_name="report",
+                    tooltip="What the file is, what of it was applied, and what was not.",
+                ),
+            ],
             hidden=[io.Hidden.unique_id],
         )
 
@@ -95,6 +116,7 @@ class LoadAdapter(io.ComfyNode):
         strength_clip: float,
         mode: Mode = "hook",
         rank: int = 0,
+        scale: str = AS_TRAINED,
         model: Any = None,
         clip: Any = None,
     ) -> io.NodeOutput:
@@ -105,9 +127,9 @@ class LoadAdapter(io.ComfyNode):
         if not connected:
             raise AdapterError("Load Adapter has nothing to adapt: connect a model or a CLIP.")
         if all(strengths[name] == 0 for name in connected):
-            return io.NodeOutput(model, clip)
-        adapter_set, notes = _cut(load_adapter(adapter).as_trained(), rank)
-        notes += adapter_set.notes
+            return io.NodeOutput(model, clip, f"Strength 0: {adapter} was not read.")
+        adapter_set = load_adapter(adapter).as_trained(corrections=scale == AS_TRAINED)
+        adapter_set, notes = _cut(adapter_set, rank)
         key_maps = [KEY_MAPS[name](parts[name]) for name in connected]
         bindings = [bind(adapter_set, key_map) for key_map in key_maps]
         homeless = require_match(adapter_set, bindings, key_maps)
@@ -116,11 +138,13 @@ class LoadAdapter(io.ComfyNode):
         coverage: list[Coverage] = []
         for name, binding in zip(connected, bindings, strict=True):
             parts[name], applied = _adapted(parts[name], binding, strengths[name], mode)
-            coverage.append(Coverage(name, applied.layers, applied.patched))
+            coverage.append(_coverage(name, binding, applied, homeless))
             notes += _biases(applied)
+            if strengths[name] == 0:
+                notes.append(f"The {name} is left alone: its strength is 0.")
         text = report(adapter_set, coverage, homeless, notes)
         show_text(cls.hidden.unique_id, text)
-        return io.NodeOutput(*parts.values(), ui={"text": [text]})
+        return io.NodeOutput(*parts.values(), text, ui={"text": [text]})
 
 
 def _adapted(part: Any, binding: Binding, strength: float, mode: Mode) -> tuple[Any, Applied]:
@@ -129,6 +153,14 @@ def _adapted(part: Any, binding: Binding, strength: float, mode: Mode) -> tuple[
         return part, Applied()
     adapted = part.clone()
     return adapted, apply(getattr(adapted, "patcher", adapted), binding.bound, strength, mode)
+
+
+def _coverage(part: str, binding: Binding, applied: Applied, homeless: Sequence[str]) -> Coverage:
+    """Returns what became of a file in one part of the model."""
+    missing = [module for module in homeless if in_text_encoder(module) == (part == CLIP)]
+    fitting = {item.module for item in binding.bound}
+    total = len(fitting) + len(binding.misfits) + len(missing)
+    return Coverage(part, applied.layers, total, applied.unhooked, binding.misfits)
 
 
 def _cut(adapter_set: AdapterSet, rank: int) -> tuple[AdapterSet, list[str]]:

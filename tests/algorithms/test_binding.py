@@ -66,6 +66,15 @@ def test_a_misfit_names_layer_shapes_and_both_families() -> None:
     assert "made for SD 2.x; the model is SD 1.x" in message
 
 
+def test_a_layer_that_does_not_fit_a_model_of_the_same_family_is_left_out_and_named() -> None:
+    # An adapter for SD 1.5 did not load at all on its inpainting model, whose first layer is wider.
+    adapters = parsed(lora("lora_unet_attn2_to_k", 8, 768), lora("lora_unet_to_v", 4, 5))
+    binding = bind(adapters, KEY_MAP)
+    assert [item.target for item in binding.bound] == [TO_K]
+    (misfit,) = binding.misfits
+    assert misfit.startswith("lora_unet_to_v: the adapter changes 4 x 5 numbers")
+
+
 def test_a_bias_that_does_not_fit_is_a_misfit() -> None:
     with pytest.raises(ShapeError, match="its bias has 5 numbers, the layer 8 outputs"):
         bind(parsed({"lora_unet_attn2_to_k.diff_b": torch.ones(5)}), KEY_MAP)
@@ -108,10 +117,13 @@ def test_the_report_names_what_found_no_home_and_why() -> None:
         lora("lora_unet_a", 8, 768), lora("lora_te_x", 3, 3), {"b.gizmo": torch.ones(1)}
     )
     homeless = ("lora_te_x", "lora_unet_a")
-    text = report(adapters, [Coverage("diffusion model", 3, 1)], homeless, ["A note."])
+    part = Coverage("diffusion model", 3, 5, ("a.embedding",), ("b: it is too wide",))
+    text = report(adapters, [part], homeless, ["A note."])
     assert text.splitlines() == [
         "LoRA-LierLa, rank 2.",
-        "Adapted: 3 layers of the diffusion model (1 by weight patch).",
+        "Adapted: diffusion model 3 of 5 layers.",
+        "Left out, as they do not fit the diffusion model: b: it is too wide.",
+        "Patched as weights, since no hook reaches them: a.embedding.",
         "Not applied, no text encoder connected: 1 layer.",
         "No home in the diffusion model: lora_unet_a.",
         "Tensors not understood: b.gizmo.",
@@ -121,6 +133,6 @@ def test_the_report_names_what_found_no_home_and_why() -> None:
 
 def test_long_lists_are_cut() -> None:
     names = [f"lora_unet_{number}" for number in range(8)]
-    text = report(parsed(lora("x", 3, 3)), [Coverage("diffusion model", 0)], names)
+    text = report(parsed(lora("x", 3, 3)), [Coverage("diffusion model", 0, 8)], names)
     assert "lora_unet_4 and 3 more" in text
     assert "lora_unet_5" not in text
