@@ -93,10 +93,12 @@ class AdapterMetadata:
             options = self._peft_config(module)
             default = options.get("lora_alpha", options.get("alpha"))
             alpha = _by_pattern(options.get("alpha_pattern"), module, default)
-            return Origin(tool, alpha, options, module)
+            rank = _by_pattern(options.get("rank_pattern"), module, options.get("r"))
+            return Origin(tool, alpha, options, module, rank)
         if tool == "onetrainer":
             return Origin(tool, None, _json_object(self.strings.get("ot_config")), module)
-        return Origin(tool, self.network_alpha, self.network_args, module)
+        rank = _number(self.strings.get("ss_network_dim"))
+        return Origin(tool, self.network_alpha, self.network_args, module, rank)
 
     def _peft_config(self, module: str) -> dict[str, Any]:
         in_header = _json_object(self.strings.get("lora_adapter_metadata"))
