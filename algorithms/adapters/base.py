@@ -58,10 +58,10 @@ class Origin:
     """The maker's own settings by its own names: sd-scripts' network arguments, PEFT's config."""
     module: str = ""
     """Module name as in the file."""
-    rank: float | None = None
+    rank: int | None = None
     """Rank that the module was trained with, for methods whose tensors do not tell."""
 
-    def numerator(self, rank: float) -> float | None:
+    def numerator(self, rank: int) -> float | None:
         """Returns the alpha that, divided by `rank`, gives the scale; None where nothing says it.
 
         PEFT's `use_rslora` divides alpha by the root of the rank (Kalajdzievski 2023,

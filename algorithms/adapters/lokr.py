@@ -89,7 +89,7 @@ class Lokr(Adapter):
     def delta_weight(self, weight: Float[Tensor, "O ..."]) -> Float[Tensor, "O ..."]:
         """Returns the scaled Kronecker product in the shape of `weight`; only its shape is read."""
         shape = tuple(weight.shape)
-        return kronecker(self._left(), self._right(self._split(shape), shape[2:]))
+        return kronecker(self._left(), self._right(self._split(shape), shape[2:])).reshape(shape)
 
     def delta_output(
         self, x: Float[Tensor, "B ..."], y: Float[Tensor, "B ..."], layer: Layer
@@ -126,7 +126,7 @@ class Lokr(Adapter):
         if self.alpha is None and origin.tool == "peft" and origin.rank:
             alpha = origin.numerator(origin.rank)
             if alpha is not None:
-                return Completion(self._times(alpha / origin.rank, origin.rank))
+                return Completion(self._times(alpha / origin.rank, float(origin.rank)))
         if self.alpha is None and origin.tool in ("peft", None):
             return Completion(self, assumed="scale 1")
         rank = self._rank_of_rs_lora(origin) if corrections else None
@@ -163,16 +163,21 @@ class Lokr(Adapter):
         Raises:
             ShapeError: The two sides do not make such a weight.
         """
-        left = self.w1 if self.w1 is not None else _there(self.w1_a)
-        a, c = left.shape[0], (left if self.w1 is not None else _there(self.w1_b)).shape[1]
-        b, numbers = self._size_of_right()
-        columns = torch.Size(shape[1:]).numel()
-        if len(shape) < 2 or shape[1] % c or (a * b, c * numbers) != (shape[0], columns):
+        (a, c), (b, numbers) = self._size_of_left(), self._size_of_right()
+        outputs, columns = shape[0], torch.Size(shape[1:]).numel()
+        inputs = shape[1] if len(shape) > 1 else 1
+        if inputs % c or (a * b, c * numbers) != (outputs, columns):
             raise ShapeError(
                 f"the adapter is a product of {a} x {c} and {b} x {numbers} numbers, "
-                f"the weight has {shape[0]} x {columns} {list(shape)}"
+                f"the weight has {outputs} x {columns} {list(shape)}"
             )
-        return shape[1] // c
+        return inputs // c
+
+    def _size_of_left(self) -> tuple[int, int]:
+        """Returns a and c."""
+        if self.w1 is not None:
+            return self.w1.shape[0], self.w1.shape[1]
+        return _there(self.w1_a).shape[0], _there(self.w1_b).shape[1]
 
     def _size_of_right(self) -> tuple[int, int]:
         """Returns b and the numbers in a row of w2."""
@@ -214,18 +219,19 @@ class Lokr(Adapter):
 
     def _times(self, scale: float, rank: float) -> "Lokr":
         """Returns the adapter, both sides whole, with a scale put into w1."""
-        return replace(self, w1=widened(_there(self.w1)) * scale, alpha=float(rank))
+        return replace(self, w1=widened(_there(self.w1)) * scale, alpha=rank)
 
     def _rank_of_rs_lora(self, origin: Origin) -> float | None:
         """Returns LyCORIS' dim where rs_lora acted on two whole sides; None where nothing proves it.
 
         It then trains at dim / sqrt(dim) and saves alpha = dim * sqrt(dim), which no loader reads.
         """
-        dims = (origin.rank, origin.number("conv_dim"))
         if origin.tool != "lycoris" or not origin.flag("rs_lora") or not self.alpha:
             return None
-        # The alpha of a file in half precision is dim ** 1.5 to 8 bits.
-        return next((dim for dim in dims if dim and abs(self.alpha / dim**1.5 - 1) < 0.01), None)
+        dims = (float(origin.rank or 0), origin.number("conv_dim") or 0.0)
+        # In a file of half precision alpha is dim ** 1.5 to 8 bits.
+        fitting = (dim for dim in dims if dim > 0 and abs(self.alpha / dim**1.5 - 1) < 0.01)
+        return next(fitting, None)
 
 
 def _there(tensor: Tensor | None) -> Tensor:

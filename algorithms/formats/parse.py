@@ -109,7 +109,7 @@ def parse_tensors(
             f"{module} has {suffix[1:]}, {_lack(suffix)}" for suffix in left if _owned(suffix)
         ]
         unclaimed += [own[suffix] for suffix in left]
-        if claims:
+        if claims and not incomplete:
             adapters[module] = _build_all(claims, suffixes, tensors, f"{source}: {module}")
     if incomplete:
         raise MissingTensorError(
