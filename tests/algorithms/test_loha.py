@@ -53,7 +53,9 @@ def test_both_ways_of_running_give_the_same() -> None:
     assert pairs_are_cheaper(1, 8, 6, 1400)
     assert not pairs_are_cheaper(3, 8, 6, 1400)
     for rank in (1, 3):
-        cut = Loha(*(factor[:, :rank] if factor.shape[1] == 3 else factor[:rank] for factor in factors))
+        cut = Loha(
+            *(factor[:, :rank] if factor.shape[1] == 3 else factor[:rank] for factor in factors)
+        )
         wide = LayerCase("many", case.module, case.layer, many)
         expected = many @ cut.delta_weight(case.weight).T
         torch.testing.assert_close(change(wide, cut), expected)
