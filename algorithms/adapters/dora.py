@@ -155,7 +155,7 @@ class Dora(Adapter):
         found = self._magnitude
         if self.dora_scale is None:
             return ("outputs",) if found.numel() == outputs else ()
-        flat = found.ndim == 1
+        flat = found.ndim < 2
         fits: dict[Axis, bool] = {
             "outputs": found.numel() == outputs and (flat or found.shape[0] == outputs),
             "inputs": found.numel() == inputs and (flat or found.shape[1] == inputs),
@@ -165,7 +165,7 @@ class Dora(Adapter):
     @property
     def is_flat(self) -> bool:
         """Whether the magnitudes have lost the axis that tells theirs."""
-        return self.dora_scale is not None and self.dora_scale.ndim == 1
+        return self.dora_scale is not None and self.dora_scale.ndim < 2
 
     def tensors(self) -> dict[str, Tensor]:
         """Returns the own tensors and those of the inner adapter, whose names begin with inner."""

@@ -56,7 +56,7 @@ class Lokr(Adapter):
     w2: Float[Tensor, "b d ..."] | None = None
     w2_a: Float[Tensor, "m n"] | None = None
     """`[b, R]`, in Tucker form `[R, b]`."""
-    w2_b: Float[Tensor, "R ..."] | None = None
+    w2_b: Float[Tensor, "R k ..."] | None = None
     """`[R, d * prod(K)]` or the same with its axes apart, in Tucker form `[R, d]`."""
     t2: Float[Tensor, "M R ..."] | None = None
     alpha: float | None = None
@@ -64,8 +64,8 @@ class Lokr(Adapter):
     def __post_init__(self) -> None:
         """Checks that each side is there in one form, and that its factors fit each other."""
         found = self.tensors().keys()
-        _require_form("w1", {name for name in found if name[1] == "1"}, FORMS_OF_W1)
-        _require_form("w2", {name for name in found if name[1] == "2"}, FORMS_OF_W2)
+        _require_form("w1", {name for name in found if "1" in name}, FORMS_OF_W1)
+        _require_form("w2", {name for name in found if "2" in name}, FORMS_OF_W2)
         if self.w2_a is not None and self.w2_b is not None:
             inner = self.w2_b.shape[0] if self.t2 is None else self.t2.shape[0]
             found = self.w2_a.shape[1 if self.t2 is None else 0]
@@ -166,7 +166,7 @@ class Lokr(Adapter):
         (a, c), (b, numbers) = self._size_of_left(), self._size_of_right()
         outputs, columns = shape[0], torch.Size(shape[1:]).numel()
         inputs = shape[1] if len(shape) > 1 else 1
-        if inputs % c or (a * b, c * numbers) != (outputs, columns):
+        if (a * b, c * numbers) != (outputs, columns) or inputs % c:
             raise ShapeError(
                 f"the adapter is a product of {a} x {c} and {b} x {numbers} numbers, "
                 f"the weight has {outputs} x {columns} {list(shape)}"
@@ -185,7 +185,7 @@ class Lokr(Adapter):
             return self.w2.shape[0], self.w2.shape[1:].numel()
         w2_a, w2_b = _there(self.w2_a), _there(self.w2_b)
         if self.t2 is not None:
-            return w2_a.shape[1], w2_b.shape[1] * self.t2.shape[2:].numel()
+            return w2_a.shape[1], w2_b.shape[1:].numel() * self.t2.shape[2:].numel()
         return w2_a.shape[0], w2_b.shape[1:].numel()
 
     def _left(self) -> Float[Tensor, "a c"]:
@@ -201,7 +201,8 @@ class Lokr(Adapter):
             return widened(self.w2).reshape(shape)
         w2_a, w2_b = widened(_there(self.w2_a)), widened(_there(self.w2_b))
         if self.t2 is not None:
-            return tucker(w2_a.T, core_like(widened(self.t2), kernel), w2_b, shape)
+            core = core_like(widened(self.t2), kernel)
+            return tucker(w2_a.T, core, w2_b.flatten(1), shape)
         return low_rank(w2_a, w2_b, shape)
 
     def _through_right(
@@ -213,7 +214,7 @@ class Lokr(Adapter):
             return layer.apply(x, self.w2.reshape(-1, inputs, *kernel))
         w2_a, w2_b = _there(self.w2_a), _there(self.w2_b)
         if self.t2 is not None:
-            hidden = layer.apply(layer.pointwise(x, w2_b), core_like(self.t2, kernel))
+            hidden = layer.apply(layer.pointwise(x, w2_b.flatten(1)), core_like(self.t2, kernel))
             return layer.pointwise(hidden, w2_a.T)
         return layer.pointwise(layer.apply(x, w2_b.reshape(-1, inputs, *kernel)), w2_a)
 
