@@ -3,12 +3,23 @@
 from .base import Adapter, Role
 from .diff import Diff
 from .dora import Dora
+from .loha import Loha, LohaTucker
+from .lokr import Lokr
 from .lora import Lora, LoraTucker
 from .norm import Norm
 
 __all__ = ["ADAPTERS", "Adapter", "Role", "by_name"]
 
-ADAPTERS: tuple[type[Adapter], ...] = (Lora, LoraTucker, Dora, Diff, Norm)
+ADAPTERS: tuple[type[Adapter], ...] = (
+    Lora,
+    LoraTucker,
+    Loha,
+    LohaTucker,
+    Lokr,
+    Dora,
+    Diff,
+    Norm,
+)
 
 
 def by_name(name: str) -> type[Adapter]:
