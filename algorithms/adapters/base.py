@@ -102,6 +102,10 @@ class InitialConfig:
 
     rank: int = 4
     alpha: float | None = None
+    constraint: float = 0.0
+    """Of rotations: how far they may turn, 0 for as far as they like."""
+    rescaled: bool = False
+    """Of rotations: whether the lengths of rows are trained too."""
 
 
 @dataclass(frozen=True, eq=False)
