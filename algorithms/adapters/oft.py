@@ -16,6 +16,7 @@ here the result at strength s lies on the line from W to W'.
 """
 
 import math
+import re
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -250,8 +251,7 @@ class PeftInputOft(Rotation):
 
     def made_turn(self, shape: tuple[int, ...]) -> Tensor:
         """Returns R - 1 of every block."""
-        count, size, _ = self.oft_r.shape
-        require_blocks(count, size, math.prod(shape[1:]), "inputs")
+        _require_columns(self.oft_r.shape[0], self.oft_r.shape[1], shape)
         return cayley(-skew_of(projected(widened(self.oft_r), self.coft_eps)) / 2)
 
     def turned(self, tensor: Tensor, axis: int, *, back: bool = False) -> Tensor:
@@ -328,6 +328,8 @@ class OftV2(Rotation):
     scaled_mark: float | None = None
     terms: int | None = NEUMANN_TERMS
     """Terms of the series, or None for PEFT's exact R = C(-Q)."""
+    doubled: bool = False
+    """Whether the last term counts twice, as in PEFT 0.16 and 0.17."""
     coft_eps: float | None = None
     """The `eps` of PEFT's `coft`, which limits each block."""
     kernels: Literal["peft", "onetrainer"] | None = None
@@ -336,9 +338,7 @@ class OftV2(Rotation):
     def made_turn(self, shape: tuple[int, ...]) -> Tensor:
         """Returns R - 1 of every block, or of the one that is shared."""
         size = self._size()
-        columns = math.prod(shape[1:])
-        count = columns // size if self.vectors.shape[0] == 1 else self.vectors.shape[0]
-        require_blocks(count, size, columns, "inputs")
+        _require_columns(self.vectors.shape[0], size, shape)
         skew = projected(skew_from_vectors(self.vectors, size), self.coft_eps)
         if self._is_scaled:
             skew = skew / (2 * max(size - 1, 1) ** 0.5)
@@ -346,7 +346,7 @@ class OftV2(Rotation):
             return cayley(-skew)
         if self._turns_kernels_back(shape):
             skew = -skew
-        return cayley_neumann(skew, self.terms)
+        return cayley_neumann(skew, self.terms, doubled=self.doubled)
 
     def turned(self, tensor: Tensor, axis: int, *, back: bool = False) -> Tensor:
         """Returns (R - 1) times the vectors along an axis."""
@@ -385,6 +385,7 @@ class OftV2(Rotation):
         made = replace(
             self,
             terms=None if series is False else terms,
+            doubled=bool(series) and _before_0_18(origin),
             kernels="peft" if origin.tool == "peft" else None,
             coft_eps=coft_eps,
         )
@@ -447,6 +448,18 @@ def new_rescale(layer: Layer, config: InitialConfig) -> Tensor | None:
 
 def _rows(blocks: Float[Tensor, "N D D"]) -> int:
     return blocks.shape[0] * blocks.shape[1]
+
+
+def _require_columns(count: int, size: int, shape: tuple[int, ...]) -> None:
+    """Checks that blocks, or one that is shared, cover the inputs of a weight."""
+    columns = math.prod(shape[1:])
+    require_blocks(columns // size if count == 1 else count, size, columns, "inputs")
+
+
+def _before_0_18(origin: Origin) -> bool:
+    """Whether PEFT's configuration is of a version that did not yet write its number into it."""
+    version = re.match(r"(\d+)\.(\d+)", str(origin.options.get("peft_version")))
+    return version is None or (int(version[1]), int(version[2])) < (0, 18)
 
 
 def _coft_eps(origin: Origin) -> float | None:

@@ -151,21 +151,26 @@ def cayley(skew: Float[Tensor, "... D D"]) -> Float[Tensor, "... D D"]:
     return torch.linalg.solve(identity - skew, 2 * skew)  # Q and (1 - Q)^-1 commute
 
 
-def cayley_neumann(skew: Float[Tensor, "N D D"], terms: int) -> Float[Tensor, "N D D"]:
-    """Returns R - 1 for PEFT's series of Cayley's R: 2 Q + 2 Q^2 + ... and once the last power.
+def cayley_neumann(
+    skew: Float[Tensor, "N D D"], terms: int, *, doubled: bool = False
+) -> Float[Tensor, "N D D"]:
+    """Returns R - 1 for PEFT's series of Cayley's R, which is orthogonal as far as Q is small.
 
-    With 5 terms it is 2 Q + 2 Q^2 + 2 Q^3 + Q^4. R is orthogonal only as far as Q is small. Three
-    terms give the same as four, as in PEFT.
+    With 5 terms it is 2 Q + 2 Q^2 + 2 Q^3 + Q^4; three terms give the same as four, as in PEFT.
+
+    Args:
+        skew: Q.
+        terms: How many, counting the 1.
+        doubled: Whether the last power counts twice as well, as in PEFT 0.16 and 0.17.
     """
     if terms < 2:
         return torch.zeros_like(skew)
+    highest = terms - 1 if doubled or terms == 2 else max(terms - 1, 3)
     total, power = 2 * skew, skew
-    if terms == 2:
-        return total
-    for _ in range(2, max(terms, 4) - 1):
+    for exponent in range(2, highest + 1):
         power = power @ skew
-        total = total + 2 * power
-    return total + power @ skew
+        total = total + (1 if exponent == highest and not doubled else 2) * power
+    return total
 
 
 def block_product(
