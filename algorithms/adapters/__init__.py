@@ -1,12 +1,14 @@
 """The methods: one file each, listed here and nowhere else."""
 
 from .base import Adapter, Role
+from .boft import Boft, PeftBoft
 from .diff import Diff
 from .dora import Dora
 from .loha import Loha, LohaTucker
 from .lokr import Lokr
 from .lora import Lora, LoraTucker
 from .norm import Norm
+from .oft import DiagOft, OftV2, PeftInputOft, PeftOutputOft, SplitOft
 
 __all__ = ["ADAPTERS", "Adapter", "Role", "by_name"]
 
@@ -19,6 +21,13 @@ ADAPTERS: tuple[type[Adapter], ...] = (
     Dora,
     Diff,
     Norm,
+    DiagOft,
+    SplitOft,
+    PeftOutputOft,
+    PeftInputOft,
+    OftV2,
+    Boft,
+    PeftBoft,
 )
 
 

@@ -106,6 +106,10 @@ class InitialConfig:
     alpha: float | None = None
     factor: int = -1
     """LoKr's wish for the smaller part of each side of a weight; -1 is the most square split."""
+    constraint: float = 0.0
+    """Of rotations: how far they may turn, 0 for as far as they like."""
+    rescaled: bool = False
+    """Of rotations: whether the lengths of rows are trained too."""
 
 
 @dataclass(frozen=True, eq=False)
