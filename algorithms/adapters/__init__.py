@@ -1,14 +1,31 @@
 """The methods: one file each, listed here and nowhere else."""
 
 from .base import Adapter, Role
-from .diff import Diff
+from .diff import Diff, FullRank
 from .dora import Dora
+from .glora import Glora, GloraOld
+from .ia3 import Ia3, Ia3Peft
 from .lora import Lora, LoraTucker
 from .norm import Norm
+from .replacement import Replacement
+from .tlora import Tlora
 
 __all__ = ["ADAPTERS", "Adapter", "Role", "by_name"]
 
-ADAPTERS: tuple[type[Adapter], ...] = (Lora, LoraTucker, Dora, Diff, Norm)
+ADAPTERS: tuple[type[Adapter], ...] = (
+    Lora,
+    LoraTucker,
+    Dora,
+    Diff,
+    Norm,
+    Glora,
+    GloraOld,
+    Ia3,
+    Ia3Peft,
+    Tlora,
+    FullRank,
+    Replacement,
+)
 
 
 def by_name(name: str) -> type[Adapter]:

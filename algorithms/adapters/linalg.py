@@ -1,7 +1,9 @@
 """Products of factors that several methods share."""
 
+import math
+
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from ..errors import ShapeError
 from ..shapes import Float
@@ -56,3 +58,9 @@ def tucker(
     if kernel.shape != shape:
         raise ShapeError(f"the adapter changes a kernel {list(kernel.shape)}, not {list(shape)}")
     return kernel
+
+
+def kaiming(shape: tuple[int, ...], generator: Generator) -> Tensor:
+    """Returns `kaiming_uniform_` with a = sqrt 5: uniform within 1 / sqrt(fan in)."""
+    bound = 1 / math.sqrt(math.prod(shape[1:]))
+    return torch.empty(shape).uniform_(-bound, bound, generator=generator)
