@@ -83,7 +83,7 @@ def dry_run(
     Raises:
         ShapeError: The adapter does not fit the weight.
     """
-    shape = target.shape(shapes[target.weight])
+    shape = adapter.grown(target.shape(shapes[target.weight]))
     shapes_only = adapter.to("meta")
     change = shapes_only.delta_weight(torch.empty(shape, device="meta"))
     assert change is None or change.shape == shape, f"{adapter.name} made {change.shape}"

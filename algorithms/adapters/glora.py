@@ -103,7 +103,7 @@ class Glora(Adapter):
         completion = _completed(self, origin)
         if not (self.alpha and corrections and origin.flag("rs_lora")):
             return completion
-        strengthened = replace(self, alpha=self.alpha * self.rank**0.5)
+        strengthened = replace(completion.adapter, alpha=self.alpha * self.rank**0.5)
         return Completion(
             strengthened, corrected="GLoRA of LyCORIS with rsLoRA: times the root of the rank"
         )
