@@ -3,9 +3,9 @@
     dW = weight' - W        db = bias' - b
 
 On disk: `set_weight` (ComfyUI's spelling for the norms of BFL's control LoRAs), and whatever PEFT
-keeps beside its adapters: `modules_to_save`, whose tensors have the plain names of the model in
-files (only the configuration tells), and the norms of LN tuning (Zhao et al. 2023, arXiv
-2312.11420). Departs from ComfyUI, which sets such a weight whatever the strength.
+keeps beside its adapters under `modules_to_save`, whose tensors have the plain names of the model
+in files: only the configuration tells. Departs from ComfyUI, which sets such a weight whatever the
+strength is.
 """
 
 from dataclasses import dataclass
@@ -27,22 +27,12 @@ class Replacement(Adapter):
     roles = (
         Role(
             "weight",
-            (
-                ".set_weight",
-                ".modules_to_save.*.weight",
-                ".ln_tuning_layers.weight",
-                ".ln_tuning_layers.*.weight",
-            ),
+            (".set_weight", ".modules_to_save.*.weight"),
             required=False,
         ),
         Role(
             "bias",
-            (
-                ".set_bias",
-                ".modules_to_save.*.bias",
-                ".ln_tuning_layers.bias",
-                ".ln_tuning_layers.*.bias",
-            ),
+            (".set_bias", ".modules_to_save.*.bias"),
             required=False,
         ),
     )
