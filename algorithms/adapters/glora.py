@@ -100,12 +100,11 @@ class Glora(Adapter):
 
     def completed(self, origin: Origin, *, corrections: bool) -> "Completion[Glora]":
         """Returns the adapter with the scale that it was trained with."""
-        completion = _completed(self, origin)
         if not (self.alpha and corrections and origin.flag("rs_lora")):
-            return completion
-        strengthened = replace(completion.adapter, alpha=self.alpha * self.rank**0.5)
+            return _completed(self, origin)
         return Completion(
-            strengthened, corrected="GLoRA of LyCORIS with rsLoRA: times the root of the rank"
+            replace(self, alpha=self.alpha * self.rank**0.5),
+            corrected="GLoRA of LyCORIS with rsLoRA: times the root of the rank",
         )
 
     @classmethod
