@@ -5,8 +5,8 @@
 Source: One-for-All (GLoRA), Chavan et al. 2023, arXiv 2306.07967, in the part that LyCORIS has
 (`glora`): the terms A and B, no C, D, E. On a convolution A acts on the input channels.
 On disk: `a1.weight` to `b2.weight` and `alpha`, in the order of factors of LyCORIS 3.0 and later
-(`Glora`) or of the versions before (`GloraOld`); told apart by the shapes. PEFT's method of the
-same name is another one.
+(`Glora`) or of the versions before (`GloraOld`); told apart by the shapes, on square layers by that
+of the weight. PEFT's method of the same name is another one.
 LyCORIS saves alpha as it is when it trains with rsLoRA, and reads it back a root of R too weak.
 """
 
@@ -17,7 +17,7 @@ from typing import TypeVar
 import torch
 from torch import Generator, Tensor
 
-from ..errors import ShapeError
+from ..errors import ShapeError, UndecidedError
 from ..layers import Layer
 from ..shapes import Float, axes_fit
 from .base import (
@@ -38,7 +38,10 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True, eq=False)
 class Glora(Adapter):
-    """GLoRA in the order of LyCORIS 3.0 and later."""
+    """GLoRA in the order of LyCORIS 3.0 and later, or of a square layer in either order.
+
+    There the shapes of rank 4 on 6 x 6 in one order are those of rank 6 on 4 x 4 in the other.
+    """
 
     name = "GLoRA"
     roles = (*FACTORS, Role("bm", (".bm.weight",), required=False), ALPHA)
@@ -60,22 +63,22 @@ class Glora(Adapter):
     @property
     def rank(self) -> int:
         """R, the inner size of both products."""
-        return self.a2.shape[0]
+        return min(self.a2.shape[:2])
 
     def delta_weight(self, weight: Float[Tensor, "O ..."]) -> Float[Tensor, "O ..."]:
         """Returns the scaled sum of both products in the shape of `weight`."""
         shape = tuple(weight.shape)
-        self._require_inputs(shape)
-        b1, b2 = widened(self.b1).flatten(1), widened(self.b2)
+        own = self._in_order(shape)
+        b1, b2 = widened(own.b1).flatten(1), widened(own.b2)
         dtype = torch.promote_types(widened(weight).dtype, b1.dtype)
-        a1, a2 = self.a1.flatten(1).to(dtype), self.a2.flatten(1).to(dtype)
+        a1, a2 = own.a1.flatten(1).to(dtype), own.a2.flatten(1).to(dtype)
         through = torch.einsum("oi..., ir -> or...", weight.to(dtype), a1)
         through = torch.einsum("or..., ri -> oi...", through, a2)
-        if self.bm is None:
+        if own.bm is None:
             beside = low_rank(b1, b2, shape)
         else:
-            beside = tucker(b1, widened(self.bm), b2.flatten(1), shape)
-        return (through + beside) * scale_of(self.alpha, self.rank)
+            beside = tucker(b1, widened(own.bm), b2.flatten(1), shape)
+        return (through + beside) * scale_of(self.alpha, own.a2.shape[0])
 
     def delta_output(
         self, x: Float[Tensor, "B ..."], y: Float[Tensor, "B ..."], layer: Layer
@@ -86,16 +89,18 @@ class Glora(Adapter):
         """
         if layer.groups != 1:
             return super().delta_output(x, y, layer)
-        shape, scale = layer.weight_shape, scale_of(self.alpha, self.rank)
-        self._require_inputs(shape)
-        changed = layer.pointwise(x, self.a2.flatten(1)) * scale
-        through = layer.product(layer.pointwise(changed, self.a1.flatten(1)))
-        b1, b2 = self.b1.flatten(1), self.b2.flatten(1)
-        if self.bm is None:
+        shape = layer.weight_shape
+        own = self._in_order(shape)
+        rank = own.a2.shape[0]
+        scale = scale_of(self.alpha, rank)
+        changed = layer.pointwise(x, own.a2.flatten(1)) * scale
+        through = layer.product(layer.pointwise(changed, own.a1.flatten(1)))
+        b1, b2 = own.b1.flatten(1), own.b2.flatten(1)
+        if own.bm is None:
             require_product(b1, b2, shape)
-            hidden = layer.apply(x, b2.reshape(self.rank, *shape[1:]))
+            hidden = layer.apply(x, b2.reshape(rank, *shape[1:]))
         else:
-            hidden = layer.apply(layer.pointwise(x, b2), self.bm)
+            hidden = layer.apply(layer.pointwise(x, b2), own.bm)
         return through + layer.pointwise(hidden * scale, b1)
 
     def completed(self, origin: Origin, *, corrections: bool) -> "Completion[Glora]":
@@ -120,11 +125,28 @@ class Glora(Adapter):
             alpha=config.alpha,
         )
 
-    def _require_inputs(self, shape: tuple[int, ...]) -> None:
-        if len(shape) < 2 or self.a1.shape[0] != shape[1]:
+    def _in_order(self, shape: tuple[int, ...]) -> "Glora":
+        """Returns the factors as this order has them on a weight of `shape`.
+
+        Raises:
+            ShapeError: They do not fit it.
+            UndecidedError: They fit in both orders.
+        """
+        inputs = shape[1] if len(shape) > 1 else 1
+        fits = self.a1.shape[0] == inputs
+        factors = {"a1": self.a1, "a2": self.a2, "b1": self.b1, "b2": self.b2}
+        shapes = {name: tuple(factor.shape) for name, factor in factors.items()}
+        fits_as_old = self.a1.shape[1] == inputs == shape[0] and _chain_as_old(shapes)
+        if fits and fits_as_old:
+            raise UndecidedError(
+                f"its factors and the weight are all {inputs} x {inputs}, so whether it is in the "
+                "order of factors of LyCORIS 3 or in the older one cannot be told"
+            )
+        if not fits and not fits_as_old:
             raise ShapeError(
                 f"the adapter changes {self.a1.shape[0]} inputs, the weight is {list(shape)}"
             )
+        return self if fits else Glora(self.a2, self.a1, self.b2, self.b1, alpha=self.alpha)
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,8 +170,8 @@ class GloraOld(Adapter):
 
     @classmethod
     def fits(cls, shapes: Shapes) -> bool:
-        """Whether the factors chain in this order."""
-        return axes_fit(cls, shapes) and _chain_as_old(shapes)
+        """Whether the factors chain in this order only."""
+        return axes_fit(cls, shapes) and _chain_as_old(shapes) and not _chain_as_new(shapes)
 
     @property
     def rank(self) -> int:
