@@ -132,7 +132,7 @@ class Glora(Adapter):
             ShapeError: They do not fit it.
             UndecidedError: They fit in both orders.
         """
-        inputs = shape[1] if len(shape) > 1 else 1
+        inputs = (*shape, 1)[1]
         fits = self.a1.shape[0] == inputs
         factors = {"a1": self.a1, "a2": self.a2, "b1": self.b1, "b2": self.b2}
         shapes = {name: tuple(factor.shape) for name, factor in factors.items()}
