@@ -110,7 +110,10 @@ def dry_run(
     Raises:
         ShapeError: The adapter does not fit the weight.
     """
-    shape = target.shape(shapes[target.weight])
+    own = target.shape(shapes[target.weight])
+    shape = adapter.grown(own)
+    if shape != own and target.rows is not None:
+        raise ShapeError("it makes the weight larger, which a part of a fused weight cannot be")
     shapes_only = adapter.to("meta")
     change = shapes_only.delta_weight(torch.empty(shape, device="meta"))
     assert change is None or change.shape == shape, f"{adapter.name} made {change.shape}"

@@ -21,6 +21,10 @@ class FormatError(AdapterError):
     """A file can be read, but its tensors make no adapter: none is known, or which is unclear."""
 
 
+class UndecidedError(FormatError):
+    """What a file means cannot be told from what it holds; the message says what would tell."""
+
+
 class MissingTensorError(FormatError):
     """A module of the file has some tensors of its method and lacks a required one."""
 

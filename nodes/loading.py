@@ -14,6 +14,7 @@ from ..algorithms.formats.parse import AdapterSet
 from ..algorithms.keymap import KeyMap
 from ..algorithms.report import Coverage, report
 from .host.applying import Applied, Mode, apply
+from .host.embeddings import offer
 from .host.files import adapter_names, adapter_state, load_adapter
 from .host.keymaps import diffusion_model_key_map, text_encoder_key_map
 from .host.messages import show_text
@@ -142,6 +143,9 @@ class LoadAdapter(io.ComfyNode):
             notes += _biases(applied)
             if strengths[name] == 0:
                 notes.append(f"The {name} is left alone: its strength is 0.")
+        if adapter_set.embeddings:
+            parts[CLIP], sentences = _embeddings(adapter_set, parts[CLIP])
+            notes += sentences
         text = report(adapter_set, coverage, homeless, notes)
         show_text(cls.hidden.unique_id, text)
         return io.NodeOutput(*parts.values(), text, ui={"text": [text]})
@@ -185,6 +189,21 @@ def _other_family(adapter_set: AdapterSet, key_maps: list[KeyMap]) -> list[str]:
         f"The file was made for {made_for.name}, the model is {model.name}: "
         "only what fits is applied."
     ]
+
+
+def _embeddings(adapter_set: AdapterSet, clip: Any) -> tuple[Any, list[str]]:
+    """Returns the CLIP with the embeddings of the file, and what was done with them."""
+    names = list(adapter_set.embeddings)
+    if clip is None:
+        return clip, [f"Embeddings of the file not offered, no CLIP connected: {listed(names)}."]
+    clip, offered, refused = offer(clip, adapter_set.embeddings)
+    notes: list[str] = []
+    if offered:
+        words = [f"embedding:{name}" for name in offered]
+        notes.append(f"Embeddings of the file, to use in a prompt: {listed(words)}.")
+    if refused:
+        notes.append(f"Embeddings of the file that this CLIP does not take: {listed(refused)}.")
+    return clip, notes
 
 
 def _biases(applied: Applied) -> list[str]:

@@ -2,13 +2,17 @@
 
 from .base import Adapter, Role
 from .boft import Boft, PeftBoft
-from .diff import Diff
+from .diff import Diff, FullRank
 from .dora import Dora
+from .glora import Glora, GloraOld
+from .ia3 import Ia3, Ia3Peft
 from .loha import Loha, LohaTucker
 from .lokr import Lokr
 from .lora import Lora, LoraTucker
 from .norm import Norm
 from .oft import DiagOft, OftV2, PeftInputOft, PeftOutputOft, SplitOft
+from .replacement import Replacement
+from .tlora import Tlora
 
 __all__ = ["ADAPTERS", "Adapter", "Role", "by_name"]
 
@@ -28,6 +32,13 @@ ADAPTERS: tuple[type[Adapter], ...] = (
     OftV2,
     Boft,
     PeftBoft,
+    Glora,
+    GloraOld,
+    Ia3,
+    Ia3Peft,
+    Tlora,
+    FullRank,
+    Replacement,
 )
 
 

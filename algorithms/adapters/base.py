@@ -36,6 +36,8 @@ class Role:
     are no adapter (`.weight`): alone it claims nothing."""
     scalar: bool = False
     """The tensor holds one number, kept as a float."""
+    sizes: bool = False
+    """The tensor holds a shape, kept as integers."""
     common: bool = False
     """One tensor of the file serves all modules (VeRA's projections)."""
 
@@ -138,6 +140,17 @@ class Adapter(ABC):
         """
         return axes_fit(cls, shapes)
 
+    def grown(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Returns the shape to which the weight is filled up with zeros before it is changed.
+
+        It is `shape` for all methods that do not change the shape of a weight, and only these can
+        be hooked: the input of the layer changes its width too.
+
+        Raises:
+            ShapeError: The weight is larger.
+        """
+        return shape
+
     @abstractmethod
     def delta_weight(self, weight: Float[Tensor, "O ..."]) -> Float[Tensor, "O ..."] | None:
         """Returns the change of `weight` at full strength, in float32 or better.
@@ -239,8 +252,8 @@ class Adapter(ABC):
         """Returns a copy with other tensors under the names that `tensors` gives them."""
         return replace(self, **tensors)
 
-    def stored(self) -> dict[str, Tensor | float]:
-        """Returns what a file holds of this adapter: suffix -> tensor or number."""
+    def stored(self) -> dict[str, Tensor | float | tuple[int, ...]]:
+        """Returns what a file holds of this adapter: suffix -> tensor, number or sizes."""
         values = {role.suffixes[0]: getattr(self, role.field) for role in self.roles}
         return {suffix: value for suffix, value in values.items() if value is not None}
 

@@ -182,7 +182,7 @@ class Dora(Adapter):
         own = {name: value for name, value in tensors.items() if not name.startswith(INNER)}
         return replace(self, inner=self.inner.with_tensors(inner), **own)
 
-    def stored(self) -> dict[str, Tensor | float]:
+    def stored(self) -> dict[str, Tensor | float | tuple[int, ...]]:
         """Returns what a file holds of the inner adapter and of the magnitudes."""
         return self.inner.stored() | super().stored()
 

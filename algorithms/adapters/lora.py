@@ -7,7 +7,7 @@ and 1x1 convolutions, LoRA-C3Lier (LoCon) on all convolutions: `down` then carri
 On disk: kohya sd-scripts and LyCORIS (`lora_up`, `lora_down`, `alpha`), PEFT (`lora_A`, `lora_B`),
 and the two older spellings of diffusers. Without `alpha` the scale is 1. LoRA+, LoRA-FA and rsLoRA
 train it in other ways and save the same tensors; a DyLoRA file is one too, cut by `sliced`.
-The bias of PEFT (`lora_B.bias`) is scaled like the product.
+The bias of PEFT (`lora_B.bias`) is scaled like the product. `reshape_weight` is ComfyUI's.
 """
 
 from dataclasses import dataclass, replace
@@ -16,6 +16,7 @@ from typing import TypeVar
 import torch
 from torch import Generator, Tensor
 
+from ..errors import ShapeError
 from ..layers import Layer
 from ..shapes import Float
 from .base import (
@@ -55,6 +56,7 @@ DOWN = Role(
     ),
 )
 BIAS = Role("bias", (".lora_up.bias", ".lora_B.bias", ".lora_B.*.bias"), required=False)
+RESHAPE = Role("reshape", (".reshape_weight",), required=False, sizes=True)
 MID = Role("mid", (".lora_mid.weight",))
 
 
@@ -63,13 +65,15 @@ class Lora(Adapter):
     """LoRA with two factors."""
 
     name = "LoRA"
-    roles = (UP, DOWN, ALPHA, BIAS)
+    roles = (UP, DOWN, ALPHA, BIAS, RESHAPE)
     additive = True
 
     up: Float[Tensor, "O R ..."]
     down: Float[Tensor, "R I ..."]
     alpha: float | None = None
     bias: Float[Tensor, " O"] | None = None
+    reshape: tuple[int, ...] | None = None
+    """Shape that the weight gets first: the control LoRAs of BFL give `img_in` more inputs."""
 
     @property
     def rank(self) -> int:
@@ -80,6 +84,16 @@ class Lora(Adapter):
     def scale(self) -> float:
         """The factor on the product: alpha / R, or 1 where the file has no alpha (or 0)."""
         return scale_of(self.alpha, self.rank)
+
+    def grown(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Returns `reshape` where the file has one."""
+        if self.reshape is None:
+            return shape
+        if len(self.reshape) != len(shape) or any(map(int.__lt__, self.reshape, shape)):
+            raise ShapeError(
+                f"it gives a weight the shape {list(self.reshape)}, and the model's is {list(shape)}"
+            )
+        return self.reshape
 
     def delta_weight(self, weight: Float[Tensor, "O ..."]) -> Float[Tensor, "O ..."]:
         """Returns the scaled product in the shape of `weight`; only its shape is read."""

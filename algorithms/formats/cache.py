@@ -4,7 +4,7 @@ from collections import OrderedDict
 from pathlib import Path
 
 from ..errors import FileError
-from .parse import AdapterSet, parse_file
+from .parse import AdapterSet, Convert, parse_file
 from .read import gone, read_file
 
 State = tuple[int, int]
@@ -30,7 +30,8 @@ class ParsedFiles:
     (On Windows they are read whole, and this holds the memory of at most `limit` adapter files.)
     """
 
-    def __init__(self, limit: int = 8) -> None:
+    def __init__(self, limit: int = 8, convert: Convert | None = None) -> None:
+        self._convert = convert
         self._limit = limit
         self._kept: OrderedDict[Path, tuple[State, AdapterSet]] = OrderedDict()
 
@@ -44,7 +45,7 @@ class ParsedFiles:
         kept = self._kept.get(path)
         if kept is None or kept[0] != state:
             self._kept.pop(path, None)
-            kept = (state, parse_file(read_file(path)))
+            kept = (state, parse_file(read_file(path), self._convert))
             self._kept[path] = kept
         self._kept.move_to_end(path)
         while len(self._kept) > self._limit:

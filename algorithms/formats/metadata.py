@@ -101,6 +101,21 @@ class AdapterMetadata:
         rank = _whole(_number(self.strings.get("ss_network_dim")))
         return Origin(tool, self.network_alpha, self.network_args, module, rank)
 
+    def keeps_whole(self, module: str) -> bool:
+        """Whether PEFT stored a layer whole, beside its adapters, under its plain name.
+
+        `modules_to_save` names layers by how their path ends, or something that they are part of.
+
+        Args:
+            module: Module name as in the file.
+        """
+        saved = self._peft_config(module).get("modules_to_save")
+        parts = module.split(".")
+        paths = [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
+        return isinstance(saved, list) and any(
+            path.endswith(str(name)) for path in paths for name in saved
+        )
+
     def _peft_config(self, module: str) -> dict[str, Any]:
         in_header = _json_object(self.strings.get("lora_adapter_metadata"))
         if not in_header:

@@ -3,22 +3,28 @@
 import itertools
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..adapters import ADAPTERS, Adapter, Role
+from ..adapters.diff import FullRank
 from ..adapters.dora import Dora
+from ..adapters.lora import UP
+from ..adapters.replacement import Replacement
 from ..errors import FormatError, MissingTensorError, NonFiniteError, ShapeError, listed
 from ..shapes import check_fields
+from .embeddings import Embeddings, is_embedding, split_embeddings
 from .metadata import AdapterMetadata
 from .read import RawFile
 
 Suffixes = dict[str, str]
 """Suffix as in the roles -> key, the tensors of one module."""
+Convert = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+"""Gives the tensors of a file under other names, for layouts that a host translates."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +38,8 @@ class AdapterSet:
     metadata: AdapterMetadata
     unclaimed: tuple[str, ...] = ()
     """Keys that no method understands."""
+    embeddings: Embeddings = field(default_factory=dict[str, dict[str, Tensor]])
+    """Textual inversions that lie in the file beside its adapters."""
     notes: tuple[str, ...] = ()
     """Sentences about what was assumed or corrected."""
 
@@ -69,8 +77,12 @@ class AdapterSet:
         return replace(self, adapters=adapters, notes=(*self.notes, *notes))
 
 
-def parse_file(raw: RawFile) -> AdapterSet:
+def parse_file(raw: RawFile, convert: Convert | None = None) -> AdapterSet:
     """Finds the adapters of a file.
+
+    Args:
+        raw: The file.
+        convert: Renames its tensors before they are looked at.
 
     Raises:
         FormatError: No tensor belongs to a known method, or two methods fit the same tensors.
@@ -79,6 +91,7 @@ def parse_file(raw: RawFile) -> AdapterSet:
         ShapeError: The tensors of a module contradict each other.
     """
     tensors = {key: raw.tensor(key) for key in raw.shapes}
+    tensors = tensors if convert is None else convert(tensors)
     return parse_tensors(tensors, raw.metadata, raw.name, raw.config)
 
 
@@ -96,13 +109,18 @@ def parse_tensors(
         source: What to call the file in messages.
         config: PEFT's configuration from a file beside it.
     """
-    modules, common, unclaimed = _by_module(tensors, source)
+    known = AdapterMetadata(dict(metadata), dict(config or {}))
+    keys, embeddings = split_embeddings(tensors, source)
+    modules, common, unclaimed = _by_module(keys, known, source)
+    factored = any(suffix in UP.suffixes for own in modules.values() for suffix in own)
     adapters: dict[str, tuple[Adapter, ...]] = {}
     incomplete: list[str] = []
     for module, own in modules.items():
         suffixes = common | own
         shapes = {suffix: tuple(tensors[key].shape) for suffix, key in suffixes.items()}
         claims = _claims(suffixes, shapes)
+        if factored:  # a first factor alone is damage here, and no change of full rank
+            claims = [claim for claim in claims if claim.method is not FullRank]
         claimed = {suffix for claim in claims for suffix in claim.suffixes.values()}
         left = [suffix for suffix in own if suffix not in claimed]
         incomplete += [
@@ -117,8 +135,10 @@ def parse_tensors(
         )
     if not adapters:
         raise FormatError(_why_nothing(tensors, source))
-    known = AdapterMetadata(dict(metadata), dict(config or {}))
-    return AdapterSet(source, adapters, known, tuple(unclaimed))
+    for name, vectors in embeddings.items():
+        for encoder, vector in vectors.items():
+            _finite(vector, f"the embedding {name} {encoder}".rstrip(), source)
+    return AdapterSet(source, adapters, known, tuple(unclaimed), embeddings)
 
 
 @dataclass(frozen=True)
@@ -159,7 +179,9 @@ WILDCARDS = {suffix: re.compile(_pattern(suffix)) for suffix in SUFFIXES if "*" 
 COMMON = {suffix for suffix, uses in SUFFIXES.items() if any(role.common for _, role in uses)}
 
 
-def _by_module(keys: Iterable[str], source: str) -> tuple[dict[str, Suffixes], Suffixes, list[str]]:
+def _by_module(
+    keys: Iterable[str], known: AdapterMetadata, source: str
+) -> tuple[dict[str, Suffixes], Suffixes, list[str]]:
     """Splits keys at their longest known suffix.
 
     Returns:
@@ -172,12 +194,13 @@ def _by_module(keys: Iterable[str], source: str) -> tuple[dict[str, Suffixes], S
     common: Suffixes = {}
     unknown: list[str] = []
     for key in keys:
-        found = ENDING.search(key)
+        spelled = _spelled(key, known)
+        found = ENDING.search(spelled)
         if found is None or found.start() == 0:
             unknown.append(key)
             continue
         suffix = _as_in_roles(found.group())
-        place = common if suffix in COMMON else modules[key[: found.start()]]
+        place = common if suffix in COMMON else modules[spelled[: found.start()]]
         if suffix in place:
             raise FormatError(
                 f"{source} holds more than one adapter: {place[suffix]} and {key} are the same "
@@ -185,6 +208,20 @@ def _by_module(keys: Iterable[str], source: str) -> tuple[dict[str, Suffixes], S
             )
         place[suffix] = key
     return modules, common, unknown
+
+
+PLAIN = {role.field: role.suffixes[0] for role in Replacement.roles}
+"""Name of a parameter in a model -> the suffix that says that it is stored whole."""
+
+
+def _spelled(key: str, known: AdapterMetadata) -> str:
+    """Returns a key as it is read: that of a layer stored whole may be the model's own name."""
+    module, _, parameter = key.rpartition(".")
+    found = ENDING.search(key)
+    plain = found is None or found.start() == len(module)
+    if parameter in PLAIN and plain and known.keeps_whole(module):
+        return module + PLAIN[parameter]
+    return key
 
 
 def _as_in_roles(ending: str) -> str:
@@ -283,6 +320,8 @@ def _values(
         key = suffixes[claim.suffixes[role.field]]
         if role.scalar:
             values[role.field] = _scalar(tensors[key], key, where)
+        elif role.sizes:
+            values[role.field] = tuple(int(size) for size in tensors[key].flatten().tolist())
         else:
             values[role.field] = _finite(tensors[key], key, where)
     check_fields(claim.method, {k: v for k, v in values.items() if isinstance(v, Tensor)}, where)
@@ -334,7 +373,7 @@ def _why_nothing(keys: Iterable[str], source: str) -> str:
     keys = list(keys)
     if any(key.startswith(CHECKPOINT_STARTS) for key in keys):
         return f"{source} is a checkpoint, not an adapter: load it with Load Checkpoint."
-    if any("string_to_param" in key or key in ("emb_params", "clip_l", "clip_g") for key in keys):
+    if any("string_to_param" in key or is_embedding(key) for key in keys):
         return f"{source} is a textual inversion embedding, not an adapter: put it in embeddings."
     return (
         f"{source} holds no adapter that is known: none of its {len(keys)} tensors has a known "

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from .embeddings import embedding_tensors
 from .parse import AdapterSet
 
 
@@ -17,4 +18,5 @@ def to_tensors(adapter_set: AdapterSet) -> tuple[dict[str, Tensor], dict[str, st
         for adapter in adapters:
             for suffix, value in adapter.stored().items():
                 tensors[module + suffix] = torch.as_tensor(value)
+    tensors.update(embedding_tensors(adapter_set.embeddings))
     return tensors, dict(adapter_set.metadata.strings)

@@ -1,15 +1,17 @@
 """One line for each method: adapters with every tensor at work, for the laws."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Size, Tensor
 
 from anyadapter.algorithms.adapters import Adapter
 from anyadapter.algorithms.adapters.boft import Boft, PeftBoft
-from anyadapter.algorithms.adapters.diff import Diff
+from anyadapter.algorithms.adapters.diff import Diff, FullRank
 from anyadapter.algorithms.adapters.dora import Dora
+from anyadapter.algorithms.adapters.glora import Glora, GloraOld
+from anyadapter.algorithms.adapters.ia3 import Ia3, Ia3Peft
 from anyadapter.algorithms.adapters.loha import Loha, LohaTucker
 from anyadapter.algorithms.adapters.lokr import Lokr
 from anyadapter.algorithms.adapters.lora import Lora, LoraTucker
@@ -21,6 +23,8 @@ from anyadapter.algorithms.adapters.oft import (
     PeftOutputOft,
     SplitOft,
 )
+from anyadapter.algorithms.adapters.replacement import Replacement
+from anyadapter.algorithms.adapters.tlora import Tlora
 from anyadapter.algorithms.layers import Rows
 from layer_cases import LayerCase, norm_cases, product_cases, wide_cases
 
@@ -226,6 +230,52 @@ def _with_pairs_of_blocks() -> list[LayerCase]:
     return [case for case in product_cases() if _columns(case) % 12 == 0] + wide_cases()
 
 
+def _glora(case: LayerCase) -> Glora:
+    outputs, inputs, *kernel = case.layer.weight_shape
+    ones = [1] * len(kernel)
+    a = random(inputs, 4, *ones), random(4, inputs, *ones)
+    return Glora(*a, random(outputs, 4, *ones), random(4, inputs, *kernel), alpha=2.0)
+
+
+def _glora_tucker(case: LayerCase) -> Glora:
+    inputs, kernel = case.layer.weight_shape[1], case.layer.weight_shape[2:]
+    b2, core = random(4, inputs, *[1] * len(kernel)), random(4, 4, *kernel)
+    return replace(_glora(case), b2=b2, bm=core)
+
+
+def _glora_old(case: LayerCase) -> GloraOld:
+    outputs, inputs, *ones = case.layer.weight_shape
+    a, b = (random(4, inputs, *ones), random(inputs, 4, *ones)), random(outputs, 4, *ones)
+    return GloraOld(*a, random(4, inputs, *ones) + 1, b, 2.0)
+
+
+def _ia3(case: LayerCase, *, inputs: bool = False) -> Ia3:
+    channels = case.layer.weight_shape[1 if inputs else 0]
+    ones = [1] * (len(case.layer.weight_shape) - 2)
+    return Ia3(random(1, channels, *ones) if ones else random(channels), float(inputs))
+
+
+def _ia3_peft(case: LayerCase, *, inputs: bool = False) -> Ia3Peft:
+    channels = case.layer.weight_shape[1 if inputs else 0]
+    ones = [1] * (len(case.layer.weight_shape) - 2)
+    return Ia3Peft(random(1, channels, *ones) if ones or inputs else random(channels, 1))
+
+
+def _tlora(case: LayerCase) -> Tlora:
+    outputs, inputs, *ones = case.layer.weight_shape
+    return Tlora(random(4, inputs, *ones), random(outputs, 4, *ones), random(1, 4), 2.0)
+
+
+def _replacement(case: LayerCase, *, bias: bool = True) -> Replacement:
+    weight = random(*case.layer.weight_shape)
+    return Replacement(weight, random(weight.shape[0]) if bias else None)
+
+
+def _without_kernels() -> list[LayerCase]:
+    cases = product_cases()
+    return [case for case in cases if set(case.layer.weight_shape[2:]) <= {1}]
+
+
 def _convolutions() -> list[LayerCase]:
     return [case for case in product_cases() if case.layer.kind == "conv"]
 
@@ -285,6 +335,18 @@ ADAPTER_CASES = (
     AdapterCase("full on norms", _diff, norm_cases),
     AdapterCase("bias only", lambda case: Diff(diff_b=random(case.layer.weight_shape[0]))),
     AdapterCase("norm", _norm, norm_cases),
+    AdapterCase("glora", _glora),
+    AdapterCase("glora tucker", _glora_tucker, _convolutions),
+    AdapterCase("glora, old order", _glora_old, _without_kernels),
+    AdapterCase("ia3 on outputs", _ia3),
+    AdapterCase("ia3 on inputs", lambda case: _ia3(case, inputs=True)),
+    AdapterCase("ia3 of peft", _ia3_peft),
+    AdapterCase("ia3 of peft, feedforward", lambda case: _ia3_peft(case, inputs=True)),
+    AdapterCase("tlora", _tlora, _without_kernels),
+    AdapterCase("full of ai-toolkit", lambda case: FullRank(_diff(case).diff)),
+    AdapterCase("replacement", _replacement),
+    AdapterCase("replacement of the weight", lambda case: _replacement(case, bias=False)),
+    AdapterCase("replacement of norms", _replacement, norm_cases),
     AdapterCase(
         "norm, shift only",
         lambda case: Norm(b_norm=random(*case.layer.weight_shape)),
