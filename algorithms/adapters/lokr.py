@@ -68,10 +68,10 @@ class Lokr(Adapter):
         _require_form("w2", {name for name in found if "2" in name}, FORMS_OF_W2)
         if self.w2_a is not None and self.w2_b is not None:
             inner = self.w2_b.shape[0] if self.t2 is None else self.t2.shape[0]
-            found = self.w2_a.shape[1 if self.t2 is None else 0]
-            if inner != found:
+            size = self.w2_a.shape[1 if self.t2 is None else 0]
+            if inner != size:
                 raise ShapeError(
-                    f"lokr_w2_a has shape {tuple(self.w2_a.shape)}, so its inner size is {found}, "
+                    f"lokr_w2_a has shape {tuple(self.w2_a.shape)}, so its inner size is {size}, "
                     f"but {inner} in the next factor. The file is damaged or of an unknown variant"
                 )
 

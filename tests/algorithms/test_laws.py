@@ -115,12 +115,18 @@ def adapters_on(layer_name: str) -> list[tuple[str, Adapter, LayerCase]]:
     "layer_name", ["linear", "conv2d, stride", "conv2d, 2 groups", "group norm"]
 )
 def test_every_ordered_pair_of_methods_adds(layer_name: str) -> None:
-    for (_, first, layer), (_, second, _) in itertools.permutations(adapters_on(layer_name), 2):
-        placed = [Placed(first, 0.5), Placed(second, -0.7)]
-        base = layer.module(layer.x)
-        parts = [hooked(layer, [item]) - base for item in placed]
-        torch.testing.assert_close(hooked(layer, placed), base + parts[0] + parts[1])
-        torch.testing.assert_close(hooked(layer, placed), merged(layer, placed))
+    adapters = adapters_on(layer_name)
+    layer = adapters[0][2]
+    base = layer.module(layer.x)
+    first = [prepared(layer, Placed(adapter, 0.5)) for _, adapter, _ in adapters]
+    second = [replace(item, strength=-0.7) for item in first]
+    effects = [hooked_output(layer.x, base, layer.layer, [item]) - base for item in first]
+    for one, other in itertools.permutations(range(len(adapters)), 2):
+        expected = base + effects[one] - 1.4 * effects[other]
+        found = hooked_output(layer.x, base, layer.layer, [first[one], second[other]])
+        torch.testing.assert_close(found, expected)
+        placed = [Placed(adapters[one][1], 0.5), Placed(adapters[other][1], -0.7)]
+        torch.testing.assert_close(merged(layer, placed), expected)
 
 
 SWAPPED = Rows(2, 4, reorder=lambda rows: torch.cat(rows.chunk(2)[::-1]))

@@ -32,6 +32,13 @@ def test_the_forward_is_that_of_lycoris(case: LayerCase, tucker: bool, rank: int
     assert relative_error(change(case, adapter), expected) < 1e-10
 
 
+@pytest.mark.parametrize("setting", ["rs_lora", "use_scalar"])
+def test_settings_of_lycoris_that_it_folds_into_the_file(setting: str) -> None:
+    settings = {"lora_dim": 3, "alpha": 2.0, setting: True}
+    expected, saved = of_lycoris(lycoris.loha.LohaModule, CASES[0], **settings)
+    assert relative_error(change(CASES[0], read(saved)), expected) < 1e-6  # alpha is in float32
+
+
 @pytest.mark.parametrize(
     "case", [case for case in CASES if len(kernel_of(case)) < 3], ids=lambda case: case.name
 )

@@ -62,6 +62,16 @@ def test_the_forward_is_that_of_lycoris(case: LayerCase, form: str) -> None:
     assert relative_error(change(case, read(saved)), expected) < 1e-10
 
 
+@pytest.mark.parametrize("form", ["whole", "both of factors"])
+@pytest.mark.parametrize("setting", ["rs_lora", "use_scalar"])
+def test_settings_of_lycoris_that_it_folds_into_the_file(form: str, setting: str) -> None:
+    if (form, setting) == ("whole", "rs_lora"):
+        return  # not in the file: see the test of its correction
+    settings = {"lora_dim": 2, "alpha": 3.0, setting: True} | FORMS[form]
+    expected, saved = of_lycoris(lycoris.lokr.LokrModule, CASES[0], **settings)
+    assert relative_error(change(CASES[0], read(saved)), expected) < 1e-6  # alpha is in float32
+
+
 def test_the_forms_are_what_their_names_say() -> None:
     case = CASES[3]
     forms = {
