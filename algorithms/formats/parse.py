@@ -14,6 +14,7 @@ from ..adapters import ADAPTERS, Adapter, Role
 from ..adapters.dora import Dora
 from ..errors import FormatError, MissingTensorError, NonFiniteError, ShapeError, listed
 from ..shapes import check_fields
+from . import peft
 from .metadata import AdapterMetadata
 from .read import RawFile
 
@@ -54,6 +55,9 @@ class AdapterSet:
         corrected: Counter[str] = Counter()
         for module, parsed in self.adapters.items():
             origin = self.metadata.origin(module)
+            if origin.tool == "peft":
+                self._require_ordinary(module, parsed, origin.options)
+                assumed.update({remark for remark in [peft.remark(origin.options)] if remark})
             completions = [one.completed(origin, corrections=corrections) for one in parsed]
             adapters[module] = tuple(completion.adapter for completion in completions)
             assumed.update({one.assumed for one in completions if one.assumed})
@@ -68,6 +72,21 @@ class AdapterSet:
         ]
         return replace(self, adapters=adapters, notes=(*self.notes, *notes))
 
+    def _require_ordinary(
+        self, module: str, adapters: Sequence[Adapter], options: Mapping[str, Any]
+    ) -> None:
+        """Refuses a LoRA that the configuration makes something else of.
+
+        Raises:
+            FormatError: It does.
+        """
+        meaning = peft.other_meaning(options)
+        low_rank = any(isinstance(one, Dora) or one.name.startswith("LoRA") for one in adapters)
+        if meaning and low_rank:
+            raise FormatError(
+                f"{self.source} cannot be loaded: its configuration says that {module} is {meaning}."
+            )
+
 
 def parse_file(raw: RawFile) -> AdapterSet:
     """Finds the adapters of a file.
@@ -79,7 +98,8 @@ def parse_file(raw: RawFile) -> AdapterSet:
         ShapeError: The tensors of a module contradict each other.
     """
     tensors = {key: raw.tensor(key) for key in raw.shapes}
-    return parse_tensors(tensors, raw.metadata, raw.name, raw.config)
+    parsed = parse_tensors(tensors, raw.metadata, raw.name, raw.config)
+    return replace(parsed, notes=(*raw.notes, *parsed.notes))
 
 
 def parse_tensors(
@@ -94,17 +114,20 @@ def parse_tensors(
         tensors: Key -> tensor.
         metadata: The strings of the header.
         source: What to call the file in messages.
-        config: PEFT's configuration from a file beside it.
+        config: PEFT's configuration from a file beside it, used if it can belong to it.
     """
+    notes = _refused(tensors, source)
     modules, common, unclaimed = _by_module(tensors, source)
+    used: set[str] = set()
     adapters: dict[str, tuple[Adapter, ...]] = {}
     incomplete: list[str] = []
     for module, own in modules.items():
-        suffixes = common | own
+        suffixes = _common_of(module, common) | own
         shapes = {suffix: tuple(tensors[key].shape) for suffix, key in suffixes.items()}
         claims = _claims(suffixes, shapes)
         claimed = {suffix for claim in claims for suffix in claim.suffixes.values()}
         left = [suffix for suffix in own if suffix not in claimed]
+        used |= {suffixes[suffix] for suffix in claimed}
         incomplete += [
             f"{module} has {suffix[1:]}, {_lack(suffix)}" for suffix in left if _owned(suffix)
         ]
@@ -115,10 +138,49 @@ def parse_tensors(
         raise MissingTensorError(
             f"{source} is incomplete: {listed(incomplete, 3, '; ')}. Download or save it again."
         )
+    unclaimed += [key for place in common.values() for key in place.values() if key not in used]
     if not adapters:
         raise FormatError(_why_nothing(tensors, source))
-    known = AdapterMetadata(dict(metadata), dict(config or {}))
-    return AdapterSet(source, adapters, known, tuple(unclaimed))
+    config, remarks = _own_config(dict(config or {}), adapters, tensors, metadata)
+    known = AdapterMetadata(dict(metadata), config)
+    return AdapterSet(source, adapters, known, tuple(unclaimed), (*notes, *remarks))
+
+
+def _refused(keys: Iterable[str], source: str) -> tuple[str, ...]:
+    """Returns notes on tensors that are known and not applied.
+
+    Raises:
+        FormatError: The file means nothing without them.
+    """
+    known = peft.refused(keys)
+    if known is None:
+        return ()
+    if known.alone:
+        raise FormatError(
+            f"{source} is PEFT's {known.title}, which cannot be loaded: {known.refused}."
+        )
+    return (f"PEFT's {known.title} in the file are not applied: {known.refused}.",)
+
+
+def _own_config(
+    config: dict[str, Any],
+    adapters: Mapping[str, tuple[Adapter, ...]],
+    keys: Iterable[str],
+    metadata: Mapping[str, str],
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Returns PEFT's configuration if it can belong to these adapters, else a note."""
+    if not config or "lora_adapter_metadata" in metadata:
+        return {}, ()
+    ranks = {
+        module: adapter.rank
+        for module, several in adapters.items()
+        for adapter in several
+        if adapter.rank is not None
+    }
+    why = peft.misfit(config, list(keys), ranks, metadata)
+    if not why:
+        return config, ()
+    return {}, (f"adapter_config.json beside the file is not used, as it belongs to another: {why}.",)
 
 
 @dataclass(frozen=True)
@@ -159,25 +221,30 @@ WILDCARDS = {suffix: re.compile(_pattern(suffix)) for suffix in SUFFIXES if "*" 
 COMMON = {suffix for suffix, uses in SUFFIXES.items() if any(role.common for _, role in uses)}
 
 
-def _by_module(keys: Iterable[str], source: str) -> tuple[dict[str, Suffixes], Suffixes, list[str]]:
+def _by_module(
+    keys: Iterable[str], source: str
+) -> tuple[dict[str, Suffixes], dict[str, Suffixes], list[str]]:
     """Splits keys at their longest known suffix.
 
     Returns:
-        The modules, the tensors that serve all modules, and the keys without a known suffix.
+        The modules, the tensors that serve all modules below a name, and the keys without a known
+        suffix.
 
     Raises:
         FormatError: A module has the same tensor twice, under two adapter names.
     """
     modules: dict[str, Suffixes] = defaultdict(dict)
-    common: Suffixes = {}
+    common: dict[str, Suffixes] = defaultdict(dict)
     unknown: list[str] = []
     for key in keys:
-        found = ENDING.search(key)
-        if found is None or found.start() == 0:
+        whole = "." + key  # a tensor that serves all modules may have nothing before it
+        found = ENDING.search(whole)
+        suffix = None if found is None else _as_in_roles(found.group())
+        name = "" if found is None else whole[1 : found.start()]
+        if suffix is None or (not name and suffix not in COMMON):
             unknown.append(key)
             continue
-        suffix = _as_in_roles(found.group())
-        place = common if suffix in COMMON else modules[key[: found.start()]]
+        place = common[name] if suffix in COMMON else modules[name]
         if suffix in place:
             raise FormatError(
                 f"{source} holds more than one adapter: {place[suffix]} and {key} are the same "
@@ -185,6 +252,15 @@ def _by_module(keys: Iterable[str], source: str) -> tuple[dict[str, Suffixes], S
             )
         place[suffix] = key
     return modules, common, unknown
+
+
+def _common_of(module: str, common: Mapping[str, Suffixes]) -> Suffixes:
+    """Returns the tensors that serve a module: those below the longest start of its name."""
+    serving: Suffixes = {}
+    for name in sorted(common, key=len):
+        if not name or module == name or module.startswith(name + "."):
+            serving |= common[name]
+    return serving
 
 
 def _as_in_roles(ending: str) -> str:
