@@ -180,7 +180,9 @@ def _own_config(
     why = peft.misfit(config, list(keys), ranks, metadata)
     if not why:
         return config, ()
-    return {}, (f"adapter_config.json beside the file is not used, as it belongs to another: {why}.",)
+    return {}, (
+        f"adapter_config.json beside the file is not used, as it belongs to another: {why}.",
+    )
 
 
 @dataclass(frozen=True)

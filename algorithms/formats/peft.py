@@ -79,9 +79,11 @@ PEFT_TYPES: dict[str, PeftType] = {
         r"\.adamss_",
         "its parts are clusters of the base weight, found anew at each load by a random search",
     ),
-    "SUPERTUNING": PeftType(
-        "SuperTuning", r"\.supertuning_", "which numbers of the weight it changes is not in it"
+    "SUPERTUNING": PeftType("SuperTuning", r"\.supertuning_"),
+    "KASA": PeftType(
+        "KaSA", r"\.lora_diag\b", "it is trained on a base weight without its smallest directions"
     ),
+    "MONTECLORA": PeftType("MonteCLoRA", r"monteclora", "its factors are drawn at random"),
     "POLY": PeftType("Poly", r"\.poly_(lora|router)", ROUTED),
     "LILY": PeftType("Lily", r"\.lily_", ROUTED),
     "XLORA": PeftType("X-LoRA", r"xlora_", ROUTED),
@@ -111,7 +113,9 @@ SAME_NAMES = {
 def refused(keys: Iterable[str]) -> PeftType | None:
     """Returns the type of PEFT that some keys belong to and that cannot be loaded, if any."""
     text = "\n".join(keys)
-    found = (known for known in PEFT_TYPES.values() if known.refused and re.search(known.mark, text))
+    found = (
+        known for known in PEFT_TYPES.values() if known.refused and re.search(known.mark, text)
+    )
     return next(found, None)
 
 
@@ -209,7 +213,9 @@ def _fits(pattern: str, name: str) -> bool:
 
 def _is_target(module: str, targets: Sequence[Any]) -> bool:
     names = _names(module)
-    return any(name == target or name.endswith(f".{target}") for name in names for target in targets)
+    return any(
+        name == target or name.endswith(f".{target}") for name in names for target in targets
+    )
 
 
 def _expected_rank(config: Mapping[str, Any], module: str) -> float | None:

@@ -19,9 +19,17 @@ def to_tensors(adapter_set: AdapterSet) -> tuple[dict[str, Tensor], dict[str, st
     for module, adapters in adapter_set.adapters.items():
         for adapter in adapters:
             for suffix, value in adapter.stored().items():
-                place = "base_model" if suffix in COMMON else module
-                tensors[place + suffix] = torch.as_tensor(value)
+                tensor = torch.as_tensor(value)
+                key = _common_key(module, suffix) if suffix in COMMON else module + suffix
+                if tensors.setdefault(key, tensor) is not tensor:
+                    tensors[module + suffix] = tensor  # another file's, joined to this set
     strings = dict(adapter_set.metadata.strings)
     if adapter_set.metadata.config:
         strings["lora_adapter_metadata"] = json.dumps(adapter_set.metadata.config)
     return tensors, strings
+
+
+def _common_key(module: str, suffix: str) -> str:
+    """Returns where a tensor stands that serves all modules of a model: beside the model's name."""
+    start, dot, _ = module.partition(".")
+    return start + suffix if dot else suffix[1:]
