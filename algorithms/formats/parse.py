@@ -127,7 +127,12 @@ def parse_tensors(
         claims = _claims(suffixes, shapes)
         claimed = {suffix for claim in claims for suffix in claim.suffixes.values()}
         left = [suffix for suffix in own if suffix not in claimed]
-        used |= {suffixes[suffix] for suffix in claimed}
+        used |= {
+            place[suffix]
+            for name, place in common.items()
+            if _serves(name, module)
+            for suffix in claimed & place.keys()
+        }
         incomplete += [
             f"{module} has {suffix[1:]}, {_lack(suffix)}" for suffix in left if _owned(suffix)
         ]
@@ -260,9 +265,13 @@ def _common_of(module: str, common: Mapping[str, Suffixes]) -> Suffixes:
     """Returns the tensors that serve a module: those below the longest start of its name."""
     serving: Suffixes = {}
     for name in sorted(common, key=len):
-        if not name or module == name or module.startswith(name + "."):
+        if _serves(name, module):
             serving |= common[name]
     return serving
+
+
+def _serves(name: str, module: str) -> bool:
+    return not name or module == name or module.startswith(name + ".")
 
 
 def _as_in_roles(ending: str) -> str:
@@ -410,6 +419,12 @@ def _why_nothing(keys: Iterable[str], source: str) -> str:
         return f"{source} is a checkpoint, not an adapter: load it with Load Checkpoint."
     if any("string_to_param" in key or key in ("emb_params", "clip_l", "clip_g") for key in keys):
         return f"{source} is a textual inversion embedding, not an adapter: put it in embeddings."
+    if title := peft.title(keys):
+        return (
+            f"{source} is PEFT's {title}, but holds no whole layer of it: it was saved without what "
+            "follows from a seed in its trainer. Save it with `save_projection=True` or "
+            "`save_indices=True`."
+        )
     return (
         f"{source} holds no adapter that is known: none of its {len(keys)} tensors has a known "
         f"ending. Its first ones are {', '.join(keys[:3])}."

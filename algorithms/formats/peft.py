@@ -91,7 +91,6 @@ PEFT_TYPES: dict[str, PeftType] = {
     "PROMPT_TUNING": PeftType(
         "prompt, prefix or p-tuning", r"\b(prompt_embeddings|prefix_task_(cols|rows))\b", NO_WEIGHT
     ),
-    "CARTRIDGE": PeftType("Cartridge", r"\bcartridge_", NO_WEIGHT),
     "SHADOW": PeftType("Shadow", r"\bshadow_", "it is a second model beside the first"),
     "TRAINABLE_TOKENS": PeftType(
         "trainable tokens",
@@ -106,6 +105,7 @@ SAME_NAMES = {
     "PREFIX_TUNING": "PROMPT_TUNING",
     "MULTITASK_PROMPT_TUNING": "PROMPT_TUNING",
     "CPT": "PROMPT_TUNING",
+    "CARTRIDGE": "PROMPT_TUNING",
 }
 """Types whose tensors have the names of another one's."""
 
@@ -117,6 +117,13 @@ def refused(keys: Iterable[str]) -> PeftType | None:
         known for known in PEFT_TYPES.values() if known.refused and re.search(known.mark, text)
     )
     return next(found, None)
+
+
+def title(keys: Iterable[str]) -> str:
+    """Returns the type of PEFT that some keys belong to; empty for none."""
+    text = "\n".join(keys)
+    found = (known.title for known in PEFT_TYPES.values() if re.search(known.mark, text))
+    return next(found, "")
 
 
 def misfit(
@@ -223,7 +230,7 @@ def _expected_rank(config: Mapping[str, Any], module: str) -> float | None:
     if config.get("peft_type") == "ADALORA":
         return None  # its ranks shrink while it is trained
     rank = by_pattern(config.get("rank_pattern"), module, config.get("r"))
-    return rank if isinstance(rank, int | float) and rank else None
+    return float(rank) if isinstance(rank, int | float) and rank else None
 
 
 CHANGED_BASES = {

@@ -113,7 +113,8 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
         start = file.read(8)
         if size_bytes == 0:
             raise FileError(f"{path.name} is empty (0 bytes). Download or save it again.")
-        if start[:2] in (b"PK", b"\x80\x02", b"\x80\x04"):
+        # A header of 640 bytes starts like a pickle too; the length of a header ends with zeros.
+        if start[:2] in (b"PK", b"\x80\x02", b"\x80\x04") and start[4:] != bytes(4):
             raise FileError(f"{path.name} is a pickle file, whatever its ending. {CONVERT_HINT}")
         if path.suffix not in (".safetensors", ".sft"):
             raise FileError(f"{path.name} is not a safetensors file. {CONVERT_HINT}")
