@@ -175,10 +175,11 @@ class Adapter(ABC):
         del bias
         return None
 
-    def prepared(self: A, weight: Float[Tensor, "O ..."]) -> A:
+    def prepared(self, weight: Float[Tensor, "O ..."]) -> "Adapter":
         """Returns the adapter with all constants that a base needs, computed once when it is bound.
 
-        The result changes `weight` and the outputs of its layer, and no other.
+        The result changes `weight` and the outputs of its layer, and no other. It may be of a
+        simpler method that makes the same change: a LoRA, where a change of low rank is wrapped up.
 
         Args:
             weight: The base weight in float32 or better; without values (on the meta device)
@@ -258,8 +259,14 @@ class Adapter(ABC):
         return {suffix: value for suffix, value in values.items() if value is not None}
 
     def to(self: A, device: torch.device | str, dtype: torch.dtype | None = None) -> A:
-        """Returns a copy with all tensors moved; tensors already there are shared."""
-        moved = {name: value.to(device, dtype) for name, value in self.tensors().items()}
+        """Returns a copy with all tensors moved; tensors already there are shared.
+
+        Whole numbers (positions in a weight) keep their dtype.
+        """
+        moved = {
+            name: value.to(device, dtype if value.is_floating_point() else None)
+            for name, value in self.tensors().items()
+        }
         return self.with_tensors(moved)
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Generator, Tensor
 
 from ..errors import ShapeError
+from ..layers import Layer
 from ..shapes import Float
 
 
@@ -97,3 +98,39 @@ def kaiming(shape: tuple[int, ...], generator: Generator) -> Tensor:
     """Returns `kaiming_uniform_` with a = sqrt 5: uniform within 1 / sqrt(fan in)."""
     bound = 1 / math.sqrt(math.prod(shape[1:]))
     return torch.empty(shape).uniform_(-bound, bound, generator=generator)
+
+
+def low_rank_output(
+    x: Float[Tensor, "B ..."],
+    layer: Layer,
+    up: Float[Tensor, "O R"],
+    down: Float[Tensor, "R I"],
+) -> Float[Tensor, "B ..."]:
+    """Returns what a layer makes of `x` with the weight `up @ down`, which is not built.
+
+    A grouped convolution takes the way over the weight: a product of the two layers would mix
+    the groups.
+
+    Raises:
+        ShapeError: The product does not have as many rows and columns as the layer's weight.
+    """
+    require_product(up, down, layer.weight_shape)
+    if layer.groups != 1:
+        return layer.apply(x, (up @ down).reshape(layer.weight_shape))
+    kernel = down.reshape(down.shape[0], *layer.weight_shape[1:])
+    return layer.pointwise(layer.apply(x, kernel), up)
+
+
+def matrix_sizes(shape: tuple[int, ...], method: str) -> tuple[int, int]:
+    """Returns outputs and inputs of a linear layer or a 1x1 convolution.
+
+    Args:
+        shape: Shape of the weight.
+        method: Name of a method that exists on such layers only.
+
+    Raises:
+        ShapeError: The weight is of another kind.
+    """
+    if len(shape) < 2 or set(shape[2:]) - {1}:
+        raise ShapeError(f"{method} exists on linear layers, and the weight is {list(shape)}")
+    return shape[0], shape[1]

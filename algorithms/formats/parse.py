@@ -17,6 +17,7 @@ from ..adapters.lora import UP
 from ..adapters.replacement import Replacement
 from ..errors import FormatError, MissingTensorError, NonFiniteError, ShapeError, listed
 from ..shapes import check_fields
+from . import peft
 from .embeddings import Embeddings, is_embedding, split_embeddings
 from .metadata import AdapterMetadata
 from .read import RawFile
@@ -62,6 +63,9 @@ class AdapterSet:
         corrected: Counter[str] = Counter()
         for module, parsed in self.adapters.items():
             origin = self.metadata.origin(module)
+            if origin.tool == "peft":
+                self._require_ordinary(module, parsed, origin.options)
+                assumed.update({remark for remark in [peft.remark(origin.options)] if remark})
             completions = [one.completed(origin, corrections=corrections) for one in parsed]
             adapters[module] = tuple(completion.adapter for completion in completions)
             assumed.update({one.assumed for one in completions if one.assumed})
@@ -75,6 +79,21 @@ class AdapterSet:
             for what, count in corrected.items()
         ]
         return replace(self, adapters=adapters, notes=(*self.notes, *notes))
+
+    def _require_ordinary(
+        self, module: str, adapters: Sequence[Adapter], options: Mapping[str, Any]
+    ) -> None:
+        """Refuses a LoRA that the configuration makes something else of.
+
+        Raises:
+            FormatError: It does.
+        """
+        meaning = peft.other_meaning(options)
+        low_rank = any(isinstance(one, Dora) or one.name.startswith("LoRA") for one in adapters)
+        if meaning and low_rank:
+            raise FormatError(
+                f"{self.source} cannot be loaded: its configuration says that {module} is {meaning}."
+            )
 
 
 def parse_file(raw: RawFile, convert: Convert | None = None) -> AdapterSet:
@@ -92,7 +111,8 @@ def parse_file(raw: RawFile, convert: Convert | None = None) -> AdapterSet:
     """
     tensors = {key: raw.tensor(key) for key in raw.shapes}
     tensors = tensors if convert is None else convert(tensors)
-    return parse_tensors(tensors, raw.metadata, raw.name, raw.config)
+    parsed = parse_tensors(tensors, raw.metadata, raw.name, raw.config)
+    return replace(parsed, notes=(*raw.notes, *parsed.notes))
 
 
 def parse_tensors(
@@ -107,22 +127,30 @@ def parse_tensors(
         tensors: Key -> tensor.
         metadata: The strings of the header.
         source: What to call the file in messages.
-        config: PEFT's configuration from a file beside it.
+        config: PEFT's configuration from a file beside it, used if it can belong to it.
     """
+    notes = _refused(tensors, source)
     known = AdapterMetadata(dict(metadata), dict(config or {}))
     keys, embeddings = split_embeddings(tensors, source)
     modules, common, unclaimed = _by_module(keys, known, source)
     factored = any(suffix in UP.suffixes for own in modules.values() for suffix in own)
+    used: set[str] = set()
     adapters: dict[str, tuple[Adapter, ...]] = {}
     incomplete: list[str] = []
     for module, own in modules.items():
-        suffixes = common | own
+        suffixes = _common_of(module, common) | own
         shapes = {suffix: tuple(tensors[key].shape) for suffix, key in suffixes.items()}
         claims = _claims(suffixes, shapes)
         if factored:  # a first factor alone is damage here, and no change of full rank
             claims = [claim for claim in claims if claim.method is not FullRank]
         claimed = {suffix for claim in claims for suffix in claim.suffixes.values()}
         left = [suffix for suffix in own if suffix not in claimed]
+        used |= {
+            place[suffix]
+            for name, place in common.items()
+            if _serves(name, module)
+            for suffix in claimed & place.keys()
+        }
         incomplete += [
             f"{module} has {suffix[1:]}, {_lack(suffix)}" for suffix in left if _owned(suffix)
         ]
@@ -133,12 +161,48 @@ def parse_tensors(
         raise MissingTensorError(
             f"{source} is incomplete: {listed(incomplete, 3, '; ')}. Download or save it again."
         )
+    unclaimed += [key for place in common.values() for key in place.values() if key not in used]
     if not adapters:
         raise FormatError(_why_nothing(tensors, source))
     for name, vectors in embeddings.items():
         for encoder, vector in vectors.items():
             _finite(vector, f"the embedding {name} {encoder}".rstrip(), source)
-    return AdapterSet(source, adapters, known, tuple(unclaimed), embeddings)
+    if why := _misfit(known, adapters, tensors):
+        note = f"adapter_config.json beside the file is not used, as it belongs to another: {why}."
+        alone = parse_tensors(tensors, metadata, source)
+        return replace(alone, notes=(note, *alone.notes))
+    return AdapterSet(source, adapters, known, tuple(unclaimed), embeddings, notes)
+
+
+def _refused(keys: Iterable[str], source: str) -> tuple[str, ...]:
+    """Returns notes on tensors that are known and not applied.
+
+    Raises:
+        FormatError: The file means nothing without them.
+    """
+    known = peft.refused(keys)
+    if known is None:
+        return ()
+    if known.alone:
+        raise FormatError(
+            f"{source} is PEFT's {known.title}, which cannot be loaded: {known.refused}."
+        )
+    return (f"PEFT's {known.title} in the file are not applied: {known.refused}.",)
+
+
+def _misfit(
+    known: AdapterMetadata, adapters: Mapping[str, tuple[Adapter, ...]], keys: Iterable[str]
+) -> str:
+    """Returns why the configuration beside a file cannot belong to it; empty if it can."""
+    if not known.config:
+        return ""
+    ranks = {
+        module: adapter.rank
+        for module, several in adapters.items()
+        for adapter in several
+        if adapter.rank is not None
+    }
+    return peft.misfit(known.config, list(keys), ranks, known.strings)
 
 
 @dataclass(frozen=True)
@@ -181,26 +245,28 @@ COMMON = {suffix for suffix, uses in SUFFIXES.items() if any(role.common for _, 
 
 def _by_module(
     keys: Iterable[str], known: AdapterMetadata, source: str
-) -> tuple[dict[str, Suffixes], Suffixes, list[str]]:
+) -> tuple[dict[str, Suffixes], dict[str, Suffixes], list[str]]:
     """Splits keys at their longest known suffix.
 
     Returns:
-        The modules, the tensors that serve all modules, and the keys without a known suffix.
+        The modules, the tensors that serve all modules below a name, and the keys without a known
+        suffix.
 
     Raises:
         FormatError: A module has the same tensor twice, under two adapter names.
     """
     modules: dict[str, Suffixes] = defaultdict(dict)
-    common: Suffixes = {}
+    common: dict[str, Suffixes] = defaultdict(dict)
     unknown: list[str] = []
     for key in keys:
-        spelled = _spelled(key, known)
-        found = ENDING.search(spelled)
-        if found is None or found.start() == 0:
+        whole = "." + _spelled(key, known)  # what serves all modules may have nothing before it
+        found = ENDING.search(whole)
+        suffix = None if found is None else _as_in_roles(found.group())
+        name = "" if found is None else whole[1 : found.start()]
+        if suffix is None or (not name and suffix not in COMMON):
             unknown.append(key)
             continue
-        suffix = _as_in_roles(found.group())
-        place = common if suffix in COMMON else modules[spelled[: found.start()]]
+        place = common[name] if suffix in COMMON else modules[name]
         if suffix in place:
             raise FormatError(
                 f"{source} holds more than one adapter: {place[suffix]} and {key} are the same "
@@ -222,6 +288,19 @@ def _spelled(key: str, known: AdapterMetadata) -> str:
     if parameter in PLAIN and plain and known.keeps_whole(module):
         return module + PLAIN[parameter]
     return key
+
+
+def _common_of(module: str, common: Mapping[str, Suffixes]) -> Suffixes:
+    """Returns the tensors that serve a module: those below the longest start of its name."""
+    serving: Suffixes = {}
+    for name in sorted(common, key=len):
+        if _serves(name, module):
+            serving |= common[name]
+    return serving
+
+
+def _serves(name: str, module: str) -> bool:
+    return not name or module == name or module.startswith(name + ".")
 
 
 def _as_in_roles(ending: str) -> str:
@@ -375,6 +454,12 @@ def _why_nothing(keys: Iterable[str], source: str) -> str:
         return f"{source} is a checkpoint, not an adapter: load it with Load Checkpoint."
     if any("string_to_param" in key or is_embedding(key) for key in keys):
         return f"{source} is a textual inversion embedding, not an adapter: put it in embeddings."
+    if title := peft.title(keys):
+        return (
+            f"{source} is PEFT's {title}, but holds no whole layer of it: it was saved without what "
+            "follows from a seed in its trainer. Save it with `save_projection=True` or "
+            "`save_indices=True`."
+        )
     return (
         f"{source} holds no adapter that is known: none of its {len(keys)} tensors has a known "
         f"ending. Its first ones are {', '.join(keys[:3])}."

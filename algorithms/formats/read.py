@@ -36,7 +36,10 @@ class RawFile:
     """Every key of the file with the shape of its tensor."""
     _opened: Any = field(repr=False)
     config: dict[str, Any] = field(default_factory=dict[str, Any])
-    """PEFT's `adapter_config.json` beside the file; empty where there is none."""
+    """PEFT's `adapter_config.json` beside the file, whether it belongs to it or not; empty where
+    there is none."""
+    notes: tuple[str, ...] = ()
+    """What went wrong beside the file."""
 
     @property
     def name(self) -> str:
@@ -76,7 +79,26 @@ def read_file(path: Path) -> RawFile:
             "Download or save it again."
         )
     shapes = {key: tuple(entry["shape"]) for key, entry in header.items()}
-    return RawFile(path, metadata, shapes, opened)
+    config, notes = _read_config(config_beside(path))
+    return RawFile(path, metadata, shapes, opened, config, notes)
+
+
+def config_beside(path: Path) -> Path:
+    """Returns where PEFT keeps the configuration of an adapter file."""
+    return path.with_name("adapter_config.json")
+
+
+def _read_config(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Returns PEFT's configuration, and a note where there is one that cannot be read."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}, ()
+    except (OSError, ValueError) as error:
+        return {}, (f"{path.name} beside the file cannot be read and is not used: {error}.",)
+    if not isinstance(config, dict):
+        return {}, (f"{path.name} beside the file is no configuration and is not used.",)
+    return config, ()
 
 
 def gone(path: Path) -> str:
@@ -91,7 +113,8 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
         start = file.read(8)
         if size_bytes == 0:
             raise FileError(f"{path.name} is empty (0 bytes). Download or save it again.")
-        if start[:2] in (b"PK", b"\x80\x02", b"\x80\x04"):
+        # A header of 640 bytes starts like a pickle too; the length of a header ends with zeros.
+        if start[:2] in (b"PK", b"\x80\x02", b"\x80\x04") and start[4:] != bytes(4):
             raise FileError(f"{path.name} is a pickle file, whatever its ending. {CONVERT_HINT}")
         if path.suffix not in (".safetensors", ".sft"):
             raise FileError(f"{path.name} is not a safetensors file. {CONVERT_HINT}")

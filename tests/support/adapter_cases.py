@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Size, Tensor
 
+import peft_cases as peft
 from anyadapter.algorithms.adapters import Adapter
 from anyadapter.algorithms.adapters.boft import Boft, PeftBoft
 from anyadapter.algorithms.adapters.diff import Diff, FullRank
@@ -287,6 +288,71 @@ def _norms_with_bias() -> list[LayerCase]:
 EVEN_ROWS = Rows(3, 4)
 """BOFT splits rows into a power of two of even blocks, which 5 rows have none of."""
 
+
+def _matrices() -> list[LayerCase]:
+    """Linear layers, and the convolution that is one."""
+    return [case for case in product_cases() if set(case.layer.weight_shape[2:]) <= {1}]
+
+
+def _ungrouped() -> list[LayerCase]:
+    return [case for case in product_cases() if case.layer.groups == 1]
+
+
+def _linear() -> list[LayerCase]:
+    return [case for case in product_cases() if case.layer.kind == "linear"]
+
+
+def _all_layers() -> list[LayerCase]:
+    return [*product_cases(), *norm_cases()]
+
+
+PEFT_CASES = (
+    AdapterCase("vera", peft.vera, _matrices),
+    AdapterCase("pvera", peft.pvera, _matrices),
+    AdapterCase("adalora", peft.adalora),
+    AdapterCase("delora", peft.delora, _matrices),
+    AdapterCase("hra", peft.hra),
+    AdapterCase("hra, orthogonal", lambda case: peft.hra(case, orthogonal=True)),
+    AdapterCase("miss", peft.miss, _matrices),
+    AdapterCase("miss, mini", lambda case: peft.miss(case, 2), _matrices, Rows(2, 6)),
+    AdapterCase("miss, bat", peft.miss_bat, _matrices),
+    AdapterCase("fourierft", peft.fourierft, _matrices),
+    AdapterCase("waveft", peft.waveft, _matrices),
+    AdapterCase(
+        "waveft, untransformed", lambda case: peft.waveft(case, transformed=False), _matrices
+    ),
+    AdapterCase("randlora", peft.randlora, _matrices),
+    AdapterCase("vblora", peft.vblora, _matrices),
+    AdapterCase("vblora, best vectors", peft.vblora_topk, _matrices),
+    AdapterCase("c3a", peft.c3a, _matrices),
+    AdapterCase("shira", peft.shira, _matrices),
+    AdapterCase("road 1", lambda case: peft.road(case, 0.5), _matrices, Rows(2, 6)),
+    AdapterCase("road 2", lambda case: peft.road(case, 1), _matrices, Rows(2, 6)),
+    AdapterCase("road 4", lambda case: peft.road(case, 2), _matrices, Rows(2, 6)),
+    AdapterCase("gralora", peft.gralora, _matrices, Rows(2, 6)),
+    AdapterCase(
+        "gralora, hybrid", lambda case: peft.gralora(case, hybrid=True), _matrices, Rows(2, 6)
+    ),
+    AdapterCase("hira", peft.hira),
+    AdapterCase("hira, embedding", peft.hira_embedding, _linear),
+    AdapterCase("lora, embedding", peft.lora_embedding, _linear),
+    AdapterCase("deft", peft.deft, _matrices),
+    AdapterCase("deft, orthonormal", lambda case: peft.deft(case, orthonormal=True), _matrices),
+    AdapterCase("para", peft.para, _matrices),
+    AdapterCase("peanut", lambda case: peft.peanut(case, "relu"), _matrices),
+    AdapterCase("peanut, tanh", lambda case: peft.peanut(case, "tanh"), _matrices),
+    AdapterCase("osf", peft.osf, _matrices),
+    AdapterCase("ln tuning", peft.ln_tuning, _all_layers),
+    AdapterCase("beft", peft.beft),
+    AdapterCase("unilora", peft.unilora, _matrices),
+    AdapterCase("supertuning", peft.supertuning, _matrices),
+    AdapterCase(
+        "supertuning, low rank", lambda case: peft.supertuning(case, low_rank=True), _matrices
+    ),
+    AdapterCase("glora of peft", peft.glora, _matrices),
+    AdapterCase("glora of peft, numbers", peft.glora_of_numbers, _matrices),
+)
+
 ADAPTER_CASES = (
     AdapterCase("lora", _lora),
     AdapterCase("lora without alpha", lambda case: _lora(case, None)),
@@ -373,6 +439,7 @@ ADAPTER_CASES = (
     AdapterCase("boft of wide blocks", _boft_of_wide_blocks, rows=EVEN_ROWS),
     AdapterCase("boft of peft", _peft_boft),
     AdapterCase("boft of peft in stages", _peft_boft_in_stages, _with_pairs_of_blocks),
+    *PEFT_CASES,
 )
 
 
