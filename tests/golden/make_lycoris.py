@@ -12,7 +12,6 @@ import torch
 from lycoris.config import PRESET
 from lycoris.wrapper import LycorisNetwork
 from torch import Tensor
-
 from writing import (
     HERE,
     STRENGTHS,
@@ -48,23 +47,65 @@ CASES = [
     Case("locon_half", "locon", dtype=torch.float16),
     Case("locon_scalar", "locon", options={"use_scalar": True}),
     Case("locon_rs", "locon", options={"rs_lora": True}),
-    Case("locon_tucker", "locon", ("conv", "dilated", "conv1d", "conv3d"), options={"use_tucker": True}),
+    Case(
+        "locon_tucker",
+        "locon",
+        ("conv", "dilated", "conv1d", "conv3d"),
+        options={"use_tucker": True},
+    ),
     Case("locon_dora", "locon", (*SOME, "dilated", "conv1d"), options={"weight_decompose": True}),
-    Case("locon_dora_inputs", "locon", (*SOME, "square"), options={"weight_decompose": True, "wd_on_out": False}),
-    Case("locon_tucker_dora", "locon", ("conv",), options={"use_tucker": True, "weight_decompose": True}),
+    Case(
+        "locon_dora_inputs",
+        "locon",
+        (*SOME, "square"),
+        options={"weight_decompose": True, "wd_on_out": False},
+    ),
+    Case(
+        "locon_tucker_dora",
+        "locon",
+        ("conv",),
+        options={"use_tucker": True, "weight_decompose": True},
+    ),
     Case("loha", "loha", (*PRODUCTS, "grouped"), std=0.6),
     Case("loha_rs", "loha", std=0.6, options={"rs_lora": True}),
-    Case("loha_tucker", "loha", ("conv", "dilated", "conv1d", "conv3d"), std=0.5, options={"use_tucker": True}),
+    Case(
+        "loha_tucker",
+        "loha",
+        ("conv", "dilated", "conv1d", "conv3d"),
+        std=0.5,
+        options={"use_tucker": True},
+    ),
     Case("loha_dora", "loha", std=0.6, options={"weight_decompose": True}),
-    Case("loha_dora_inputs", "loha", std=0.6, options={"weight_decompose": True, "wd_on_out": False}),
+    Case(
+        "loha_dora_inputs", "loha", std=0.6, options={"weight_decompose": True, "wd_on_out": False}
+    ),
     Case("lokr", "lokr", ("broad", "wide", "linear", "conv"), 2, options={"factor": 2}),
     Case("lokr_rs", "lokr", ("broad", "wide"), 2, options={"factor": 2, "rs_lora": True}),
     Case("lokr_whole", "lokr", (*PRODUCTS, "grouped"), 64, options={"full_matrix": True}),
     Case("lokr_decompose_both", "lokr", ("broad",), 2, std=0.7, options={"decompose_both": True}),
     Case("lokr_tucker", "lokr", ("wide",), 3, std=0.7, options={"factor": 2, "use_tucker": True}),
-    Case("lokr_unbalanced", "lokr", ("broad", "wide"), 2, std=0.6, options={"factor": 2, "unbalanced_factorization": True}),
-    Case("lokr_dora", "lokr", ("broad", "wide", "point"), 2, options={"factor": 2, "weight_decompose": True}),
-    Case("lokr_dora_inputs", "lokr", ("broad", "wide"), 2, options={"factor": 2, "weight_decompose": True, "wd_on_out": False}),
+    Case(
+        "lokr_unbalanced",
+        "lokr",
+        ("broad", "wide"),
+        2,
+        std=0.6,
+        options={"factor": 2, "unbalanced_factorization": True},
+    ),
+    Case(
+        "lokr_dora",
+        "lokr",
+        ("broad", "wide", "point"),
+        2,
+        options={"factor": 2, "weight_decompose": True},
+    ),
+    Case(
+        "lokr_dora_inputs",
+        "lokr",
+        ("broad", "wide"),
+        2,
+        options={"factor": 2, "weight_decompose": True, "wd_on_out": False},
+    ),
     Case("ia3_outputs", "ia3", (*PRODUCTS,)),
     Case("ia3_inputs", "ia3", (*PRODUCTS,), options={"train_on_input": True}),
     Case("full", "full", ("linear", "conv", "conv1d")),

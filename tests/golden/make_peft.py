@@ -6,7 +6,6 @@ Run `python make_peft.py` where `peft` of the version in `VERSIONS.json` is inst
 import json
 import tempfile
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ import peft
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-
 from writing import (
     HERE,
     STRENGTHS,
@@ -61,32 +59,146 @@ def _alpha(rank: int, alpha: float, **others: Any) -> dict[str, Any]:
 CASES = [
     Case("lora", peft.LoraConfig, _alpha(3, 2), (*SOME, "square", "conv1d", "conv3d"), scales=True),
     Case("lora_rs", peft.LoraConfig, _alpha(3, 2, use_rslora=True), SOME, scales=True),
-    Case("lora_patterns", peft.LoraConfig, _alpha(3, 2, rank_pattern={"conv": 2, "^square": 4}, alpha_pattern={"linear": 5, "point|square": 1}), (*SOME, "square"), scales=True),
-    Case("lora_rs_patterns", peft.LoraConfig, _alpha(3, 2, use_rslora=True, rank_pattern={"conv": 2}, alpha_pattern={"linear": 5}), SOME, scales=True),
+    Case(
+        "lora_patterns",
+        peft.LoraConfig,
+        _alpha(
+            3,
+            2,
+            rank_pattern={"conv": 2, "^square": 4},
+            alpha_pattern={"linear": 5, "point|square": 1},
+        ),
+        (*SOME, "square"),
+        scales=True,
+    ),
+    Case(
+        "lora_rs_patterns",
+        peft.LoraConfig,
+        _alpha(3, 2, use_rslora=True, rank_pattern={"conv": 2}, alpha_pattern={"linear": 5}),
+        SOME,
+        scales=True,
+    ),
     Case("lora_bias", peft.LoraConfig, _alpha(3, 2, lora_bias=True), SOME, scales=True),
-    Case("lora_modules_to_save", peft.LoraConfig, _alpha(3, 2, modules_to_save=["square", "layer_norm"]), (*SOME, "square", "layer_norm")),
+    Case(
+        "lora_modules_to_save",
+        peft.LoraConfig,
+        _alpha(3, 2, modules_to_save=["square", "layer_norm"]),
+        (*SOME, "square", "layer_norm"),
+    ),
     Case("lora_trains_biases", peft.LoraConfig, _alpha(3, 2, bias="lora_only"), SOME),
-    Case("dora", peft.LoraConfig, _alpha(3, 2, use_dora=True), (*SOME, "square", "conv1d", "conv3d")),
+    Case(
+        "dora", peft.LoraConfig, _alpha(3, 2, use_dora=True), (*SOME, "square", "conv1d", "conv3d")
+    ),
     Case("dora_rs", peft.LoraConfig, _alpha(3, 2, use_dora=True, use_rslora=True), SOME),
     Case("loha", peft.LoHaConfig, {"r": 3, "alpha": 2}, (*SOME, "dilated"), 0.6, scales=True),
-    Case("loha_effective", peft.LoHaConfig, {"r": 3, "alpha": 2, "use_effective_conv2d": True, "alpha_pattern": {"point": 4}}, (*CONVOLUTIONS, "conv1d"), 0.6, scales=True),
-    Case("lokr", peft.LoKrConfig, {"r": 2, "alpha": 3, "decompose_factor": 2}, ("linear", "broad", "wide"), scales=True),
-    Case("lokr_whole", peft.LoKrConfig, {"r": 8, "alpha": 3}, ("linear", "conv", "point"), scales=True),
-    Case("lokr_decompose_both", peft.LoKrConfig, {"r": 2, "alpha": 3, "decompose_both": True}, ("broad",), 0.6, scales=True),
-    Case("lokr_effective", peft.LoKrConfig, {"r": 3, "alpha": 2, "decompose_factor": 2, "use_effective_conv2d": True}, ("wide",), 0.6, scales=True),
+    Case(
+        "loha_effective",
+        peft.LoHaConfig,
+        {"r": 3, "alpha": 2, "use_effective_conv2d": True, "alpha_pattern": {"point": 4}},
+        (*CONVOLUTIONS, "conv1d"),
+        0.6,
+        scales=True,
+    ),
+    Case(
+        "lokr",
+        peft.LoKrConfig,
+        {"r": 2, "alpha": 3, "decompose_factor": 2},
+        ("linear", "broad", "wide"),
+        scales=True,
+    ),
+    Case(
+        "lokr_whole",
+        peft.LoKrConfig,
+        {"r": 8, "alpha": 3},
+        ("linear", "conv", "point"),
+        scales=True,
+    ),
+    Case(
+        "lokr_decompose_both",
+        peft.LoKrConfig,
+        {"r": 2, "alpha": 3, "decompose_both": True},
+        ("broad",),
+        0.6,
+        scales=True,
+    ),
+    Case(
+        "lokr_effective",
+        peft.LoKrConfig,
+        {"r": 3, "alpha": 2, "decompose_factor": 2, "use_effective_conv2d": True},
+        ("wide",),
+        0.6,
+        scales=True,
+    ),
     Case("ia3_outputs", peft.IA3Config, {"feedforward_modules": []}, (*SOME, "square")),
-    Case("ia3_inputs", peft.IA3Config, {"feedforward_modules": ["linear", "square", "conv", "point"]}, (*SOME, "square")),
+    Case(
+        "ia3_inputs",
+        peft.IA3Config,
+        {"feedforward_modules": ["linear", "square", "conv", "point"]},
+        (*SOME, "square"),
+    ),
     Case("oft", peft.OFTConfig, {"oft_block_size": 5, "r": 0}, ("linear", "broad"), 0.1),
-    Case("oft_cayley", peft.OFTConfig, {"oft_block_size": 5, "r": 0, "use_cayley_neumann": False}, ("linear", "broad")),
-    Case("oft_terms", peft.OFTConfig, {"oft_block_size": 5, "r": 0, "num_cayley_neumann_terms": 7}, ("linear",), 0.1),
-    Case("oft_block_share", peft.OFTConfig, {"oft_block_size": 5, "r": 0, "block_share": True}, ("linear", "broad"), 0.1),
-    Case("oft_coft", peft.OFTConfig, {"oft_block_size": 5, "r": 0, "coft": True, "eps": 0.9}, ("linear",), 0.3),
-    Case("oft_conv", peft.OFTConfig, {"oft_block_size": 3, "r": 0}, ("conv", "point", "wide"), 0.1, by_merge=("conv", "wide")),
-    Case("oft_conv_cayley", peft.OFTConfig, {"oft_block_size": 3, "r": 0, "use_cayley_neumann": False}, ("conv", "point"), by_merge=("conv",)),
-    Case("boft", peft.BOFTConfig, {"boft_block_size": 2, "boft_n_butterfly_factor": 1}, ("linear", "conv", "point")),
+    Case(
+        "oft_cayley",
+        peft.OFTConfig,
+        {"oft_block_size": 5, "r": 0, "use_cayley_neumann": False},
+        ("linear", "broad"),
+    ),
+    Case(
+        "oft_terms",
+        peft.OFTConfig,
+        {"oft_block_size": 5, "r": 0, "num_cayley_neumann_terms": 7},
+        ("linear",),
+        0.1,
+    ),
+    Case(
+        "oft_block_share",
+        peft.OFTConfig,
+        {"oft_block_size": 5, "r": 0, "block_share": True},
+        ("linear", "broad"),
+        0.1,
+    ),
+    Case(
+        "oft_coft",
+        peft.OFTConfig,
+        {"oft_block_size": 5, "r": 0, "coft": True, "eps": 0.9},
+        ("linear",),
+        0.3,
+    ),
+    Case(
+        "oft_conv",
+        peft.OFTConfig,
+        {"oft_block_size": 3, "r": 0},
+        ("conv", "point", "wide"),
+        0.1,
+        by_merge=("conv", "wide"),
+    ),
+    Case(
+        "oft_conv_cayley",
+        peft.OFTConfig,
+        {"oft_block_size": 3, "r": 0, "use_cayley_neumann": False},
+        ("conv", "point"),
+        by_merge=("conv",),
+    ),
+    Case(
+        "boft",
+        peft.BOFTConfig,
+        {"boft_block_size": 2, "boft_n_butterfly_factor": 1},
+        ("linear", "conv", "point"),
+    ),
     Case("vera", peft.VeraConfig, {"r": 4}, SHARED, 1.0),
-    Case("vera_without_projection", peft.VeraConfig, {"r": 4, "save_projection": False, "projection_prng_key": 5}, SHARED, 1.0),
-    Case("adalora", peft.AdaLoraConfig, {"init_r": 4, "target_r": 2, "lora_alpha": 3, "total_step": 10}, std=0.6),
+    Case(
+        "vera_without_projection",
+        peft.VeraConfig,
+        {"r": 4, "save_projection": False, "projection_prng_key": 5},
+        SHARED,
+        1.0,
+    ),
+    Case(
+        "adalora",
+        peft.AdaLoraConfig,
+        {"init_r": 4, "target_r": 2, "lora_alpha": 3, "total_step": 10},
+        std=0.6,
+    ),
     Case("fourierft", peft.FourierFTConfig, {"n_frequency": 40, "scaling": 60.0}, std=1.0),
     Case("hra", peft.HRAConfig, {"r": 4}, (*LINEAR, "conv", "point")),
     Case("hra_gs", peft.HRAConfig, {"r": 4, "apply_GS": True}, ("linear", "conv")),
@@ -95,8 +207,18 @@ CASES = [
     Case("miss_mini", peft.MissConfig, {"r": 4, "mini_r": 2, "init_weights": "mini"}),
     Case("delora", peft.DeloraConfig, {"r": 4, "delora_lambda": 5}),
     Case("randlora", peft.RandLoraConfig, {"r": 4, "randlora_alpha": 20}, SHARED),
-    Case("vblora", peft.VBLoRAConfig, {"r": 2, "num_vectors": 12, "vector_length": 2, "topk": 2}, std=0.6),
-    Case("vblora_topk", peft.VBLoRAConfig, {"r": 2, "num_vectors": 12, "vector_length": 2, "topk": 2, "save_only_topk_weights": True}, std=0.6),
+    Case(
+        "vblora",
+        peft.VBLoRAConfig,
+        {"r": 2, "num_vectors": 12, "vector_length": 2, "topk": 2},
+        std=0.6,
+    ),
+    Case(
+        "vblora_topk",
+        peft.VBLoRAConfig,
+        {"r": 2, "num_vectors": 12, "vector_length": 2, "topk": 2, "save_only_topk_weights": True},
+        std=0.6,
+    ),
     Case("waveft", peft.WaveFTConfig, {"n_frequency": 40, "scaling": 5.0}),
     Case("c3a", peft.C3AConfig, {"block_size": 2}, std=0.2),
     Case("shira", peft.ShiraConfig, {"r": 2, "random_seed": 3}),
@@ -114,10 +236,30 @@ CASES = [
     Case("oft_raw", peft.OFTConfig, {"oft_block_size": 5, "r": 0}, ("linear",), 0.1, raw=True),
     Case("boft_raw", peft.BOFTConfig, {"boft_block_size": 2}, SOME, raw=True),
     Case("vera_raw", peft.VeraConfig, {"r": 4}, std=1.0, raw=True),
-    Case("lora_diffusers", peft.LoraConfig, _alpha(3, 2, rank_pattern={"conv": 2}, alpha_pattern={"linear": 5}, use_rslora=True), SOME, scales=True, diffusers=True),
+    Case(
+        "lora_diffusers",
+        peft.LoraConfig,
+        _alpha(3, 2, rank_pattern={"conv": 2}, alpha_pattern={"linear": 5}, use_rslora=True),
+        SOME,
+        scales=True,
+        diffusers=True,
+    ),
     Case("dora_diffusers", peft.LoraConfig, _alpha(3, 2, use_dora=True), SOME, diffusers=True),
-    Case("lokr_diffusers", peft.LoKrConfig, {"r": 2, "alpha": 3}, ("linear", "broad"), scales=True, diffusers=True),
-    Case("oft_diffusers", peft.OFTConfig, {"oft_block_size": 5, "r": 0, "use_cayley_neumann": False}, ("linear",), diffusers=True),
+    Case(
+        "lokr_diffusers",
+        peft.LoKrConfig,
+        {"r": 2, "alpha": 3},
+        ("linear", "broad"),
+        scales=True,
+        diffusers=True,
+    ),
+    Case(
+        "oft_diffusers",
+        peft.OFTConfig,
+        {"oft_block_size": 5, "r": 0, "use_cayley_neumann": False},
+        ("linear",),
+        diffusers=True,
+    ),
     Case("beft", peft.BeftConfig, {}, ("linear",)),
     Case("deft", peft.DeftConfig, {"r": 3}),
     Case("deft_qr", peft.DeftConfig, {"r": 3, "decomposition_method": "qr"}),
@@ -131,8 +273,14 @@ CASES = [
     Case("supertuning", peft.SupertuningConfig, {"sparsity": 0.8}),
     Case("tinylora", peft.TinyLoraConfig, {"r": 2, "u": 4}, std=1.0),
     Case("unilora", peft.UniLoraConfig, {"r": 2, "theta_d_length": 16}, std=1.0),
-    Case("unilora_indices", peft.UniLoraConfig, {"r": 2, "theta_d_length": 16, "save_indices": True}, std=1.0),
+    Case(
+        "unilora_indices",
+        peft.UniLoraConfig,
+        {"r": 2, "theta_d_length": 16, "save_indices": True},
+        std=1.0,
+    ),
 ]
+
 
 def randomise(model: nn.Module, case: Case) -> None:
     """Gives every parameter of the adapter numbers that matter."""

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-
 from writing import (
     HERE,
     STRENGTHS,
@@ -60,7 +59,9 @@ class Written:
         parameters = dict(base.named_parameters())
         outputs: list[Tensor] = []
         for strength in STRENGTHS:
-            changed = {"weight": parameters["weight"] + strength * change.reshape(base.weight.shape)}
+            changed = {
+                "weight": parameters["weight"] + strength * change.reshape(base.weight.shape)
+            }
             if shift is not None:
                 changed["bias"] = parameters["bias"] + strength * shift
             x = layer_input(layer).double()
@@ -133,10 +134,16 @@ def kohya_like() -> list[Written]:
         plain.expect(module, layer, product * plain.put(f"{module}.alpha", 2.0) / 3)
 
     header_only = Written("kohya_alpha_in_header", KOHYA)
-    product = lora(header_only, "lora_unet_linear", "linear", ".lora_up.weight", ".lora_down.weight")
+    product = lora(
+        header_only, "lora_unet_linear", "linear", ".lora_up.weight", ".lora_down.weight"
+    )
     header_only.expect("lora_unet_linear", "linear", product * 2 / 3)
 
-    dylora = Written("kohya_dylora", KOHYA | {"ss_network_module": "networks.dylora", "ss_network_args": json.dumps({"unit": "2"})})
+    dylora = Written(
+        "kohya_dylora",
+        KOHYA
+        | {"ss_network_module": "networks.dylora", "ss_network_args": json.dumps({"unit": "2"})},
+    )
     for layer in ("linear", "conv", "point"):
         module = f"lora_unet_{layer}"
         product = lora(dylora, module, layer, ".lora_up.weight", ".lora_down.weight", 4)
@@ -146,7 +153,14 @@ def kohya_like() -> list[Written]:
     product = lora(fa, "lora_unet_linear", "linear", ".lora_up.weight", ".lora_down.weight")
     fa.expect("lora_unet_linear", "linear", product * fa.put("lora_unet_linear.alpha", 2.0) / 3)
 
-    split = Written("kohya_split_qkv", KOHYA | {"ss_network_module": "networks.lora_flux", "ss_network_args": json.dumps({"split_qkv": "True"})})
+    split = Written(
+        "kohya_split_qkv",
+        KOHYA
+        | {
+            "ss_network_module": "networks.lora_flux",
+            "ss_network_args": json.dumps({"split_qkv": "True"}),
+        },
+    )
     module = "lora_unet_double_blocks_0_img_attn_qkv"
     parts = [normal(10, 2, seed=f"split.up.{part}", std=0.5) for part in range(3)]
     up = split.put(f"{module}.lora_up.weight", torch.block_diag(*parts))
@@ -158,21 +172,29 @@ def kohya_like() -> list[Written]:
 def kohya_oft() -> list[Written]:
     """sd-scripts' OFT: alpha times the number of outputs is the limit of Q over all blocks."""
     limited = Written("kohya_oft", {"ss_network_module": "networks.oft", "ss_network_dim": "2"})
-    free = Written("kohya_oft_wide_limit", {"ss_network_module": "networks.oft", "ss_network_dim": "2"})
+    free = Written(
+        "kohya_oft_wide_limit", {"ss_network_module": "networks.oft", "ss_network_dim": "2"}
+    )
     for file, alpha in ((limited, 0.05), (free, 10.0)):
         for layer in ("linear", "conv", "point"):
             module = f"oft_unet_{layer}"
             weight = matrix_of(layer)
-            blocks = file.random(f"{module}.oft_blocks", 2, len(weight) // 2, len(weight) // 2, std=0.3)
+            blocks = file.random(
+                f"{module}.oft_blocks", 2, len(weight) // 2, len(weight) // 2, std=0.3
+            )
             limit = file.put(f"{module}.alpha", alpha) * len(weight)
             file.expect(module, layer, rotated_outputs(weight, blocks, limit) - weight)
 
-    flux = Written("kohya_oft_flux", {"ss_network_module": "networks.oft_flux", "ss_network_dim": "2"})
+    flux = Written(
+        "kohya_oft_flux", {"ss_network_module": "networks.oft_flux", "ss_network_dim": "2"}
+    )
     module = "oft_unet_double_blocks_0_img_attn_qkv"
     weight = matrix_of("fused")
     alpha = flux.put(f"{module}.alpha", 0.05)
     parts = [
-        rotated_outputs(part, flux.random(f"{module}.oft_blocks.{index}", 2, 5, 5, std=0.3), alpha * 10)
+        rotated_outputs(
+            part, flux.random(f"{module}.oft_blocks.{index}", 2, 5, 5, std=0.3), alpha * 10
+        )
         for index, part in enumerate(weight.split(10))
     ]
     flux.expect(module, "fused", torch.cat(parts) - weight)
@@ -212,7 +234,9 @@ def onetrainer() -> list[Written]:
             module = f"lora_unet_{layer}"
             product = lora(file, module, layer, ".lora_up.weight", ".lora_down.weight")
             product = product * file.put(f"{module}.alpha", 2.0) / 3
-            file.expect(module, layer, decomposed(file, f"{module}.dora_scale", layer, product, axis))
+            file.expect(
+                module, layer, decomposed(file, f"{module}.dora_scale", layer, product, axis)
+            )
         dora.append(file)
 
     lokr = Written("onetrainer_lokr", ONETRAINER)
@@ -297,7 +321,10 @@ def ai_toolkit() -> list[Written]:
 
 def older() -> list[Written]:
     """Layouts that newer versions of their tools no longer write."""
-    glora = Written("old_glora", {"ss_network_module": "lycoris.kohya", "ss_network_args": json.dumps({"algo": "glora"})})
+    glora = Written(
+        "old_glora",
+        {"ss_network_module": "lycoris.kohya", "ss_network_args": json.dumps({"algo": "glora"})},
+    )
     for layer in ("linear", "square", "point"):
         module = f"lora_unet_{layer}"
         (outputs, *ones), (inputs, *_) = SHAPES[layer]
@@ -376,7 +403,9 @@ def comfyui() -> list[Written]:
         diff.random(f"{module}.diff_b", 8),
     )
     module = "diffusion_model.layer_norm"
-    diff.expect(module, "layer_norm", diff.random(f"{module}.diff", 12), diff.random(f"{module}.diff_b", 12))
+    diff.expect(
+        module, "layer_norm", diff.random(f"{module}.diff", 12), diff.random(f"{module}.diff_b", 12)
+    )
     module = "diffusion_model.linear"
     product = lora(diff, module, "linear", ".lora_up.weight", ".lora_down.weight")
     diff.expect(module, "linear", product, diff.random(f"{module}.diff_b", 12))

@@ -76,12 +76,24 @@ def layer_input(name: str) -> Tensor:
 def _arguments(module: nn.Module) -> dict[str, Any]:
     bias = getattr(module, "bias", None) is not None
     if isinstance(module, nn.Linear):
-        return {"in_features": module.in_features, "out_features": module.out_features, "bias": bias}
+        return {
+            "in_features": module.in_features,
+            "out_features": module.out_features,
+            "bias": bias,
+        }
     if isinstance(module, nn.LayerNorm):
         return {"normalized_shape": module.normalized_shape, "eps": module.eps}
     if isinstance(module, nn.GroupNorm):
         return {"num_groups": module.num_groups, "num_channels": module.num_channels}
-    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
+    names = (
+        "in_channels",
+        "out_channels",
+        "kernel_size",
+        "stride",
+        "padding",
+        "dilation",
+        "groups",
+    )
     return {name: getattr(module, name) for name in names} | {"bias": bias}
 
 
