@@ -17,6 +17,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from anyadapter.algorithms.errors import FormatError
 from anyadapter.algorithms.formats.parse import AdapterSet, parse_file
 from anyadapter.algorithms.formats.read import read_file
 from anyadapter.algorithms.strength import Placed, hooked_output, merged_bias, merged_weight
@@ -33,6 +34,17 @@ OTHER_AT_OTHER_STRENGTHS = {
     "lycoris/boft*": "LyCORIS blends every stage with the identity, which is no line from W to W'",
 }
 """File -> why the tool is followed at strength 1 only; elsewhere the rule of strength holds."""
+
+REFUSED = {
+    "peft/psoft": ("PSOFT", "it turns singular vectors whose signs the file does not keep"),
+    "peft/tinylora": ("TinyLoRA", "its vectors belong to layers by their order in the trainer"),
+    "peft/unilora": ("Uni-LoRA", "its indices are drawn anew, in the order of all layers"),
+    "peft/vera_without_projection": (
+        "VeRA",
+        "its matrices are drawn anew, in the sizes of the largest layer that was adapted",
+    ),
+}
+"""File -> name of the method and why it cannot be loaded, which the user is told instead."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +90,12 @@ def golden(expected: Path) -> Golden:
     return Golden(adapter, json.loads(said["layers"]), strengths, outputs)
 
 
-FILES = [
+ALL = [
     golden(path)
     for tool in ("lycoris", "peft", "written")
     for path in sorted((GOLDEN / tool).rglob("*.expected.safetensors"))
 ]
+FILES = [file for file in ALL if file.name not in REFUSED]
 each_file = pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
 
 
@@ -180,10 +193,17 @@ def test_a_deliberate_difference_is_one(file: Golden) -> None:
         assert (tools - ours).norm() > 0.01 * ours.norm(), file.reason_to_depart
 
 
-def test_every_entry_of_the_table_names_a_file() -> None:
-    unused = [
-        pattern
-        for pattern in OTHER_AT_OTHER_STRENGTHS
-        if not any(fnmatch(file.name, pattern) for file in FILES)
-    ]
-    assert unused == []
+@pytest.mark.parametrize(
+    "file", [file for file in ALL if file.name in REFUSED], ids=lambda file: file.name
+)
+def test_what_cannot_be_loaded_is_refused_by_name(file: Golden) -> None:
+    method, _ = REFUSED[file.name]
+    with pytest.raises(FormatError, match=method):
+        parse_file(read_file(file.path)).as_trained()
+
+
+def test_every_entry_of_the_tables_names_a_file() -> None:
+    names = [file.name for file in ALL]
+    assert [one for one in REFUSED if one not in names] == []
+    patterns = OTHER_AT_OTHER_STRENGTHS
+    assert [one for one in patterns if not any(fnmatch(name, one) for name in names)] == []
