@@ -1,6 +1,7 @@
 """The metadata of adapter files: every key that is read or written, and what it means."""
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -119,22 +120,33 @@ TOOL_PREFIXES: dict[str, Tool] = {
 
 def _by_pattern(patterns: Any, module: str, default: Any) -> float | None:
     """Returns the number of the first pattern that a module's name ends with, else the default."""
-    for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
+    for pattern, value in patterns.items() if isinstance(patterns, dict) else ():
+        if _ends_with(module, pattern):
             return _number(value)
     return _number(default)
+
+
+def _ends_with(module: str, pattern: str) -> bool:
+    try:
+        return re.match(rf"(.*\.)?({pattern})$", module) is not None
+    except (re.error, OverflowError):  # PEFT itself fails on it, so that nobody trained with it
+        return False
 
 
 def _json_object(text: str | None) -> dict[str, Any]:
     try:
         value = json.loads(text or "{}")
-    except ValueError:  # a foreign tool's business; the tensors still say what they are
+    except (
+        ValueError,
+        RecursionError,
+    ):  # a foreign tool's business; the tensors still say what they are
         return {}
     return value if isinstance(value, dict) else {}
 
 
 def _number(value: Any) -> float | None:
     try:
-        return float(value)
-    except (TypeError, ValueError):
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
         return None
+    return number if math.isfinite(number) else None
