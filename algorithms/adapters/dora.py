@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
-from ..errors import ShapeError
+from ..errors import FormatError, ShapeError
 from ..layers import Layer
 from ..shapes import Float
 from .base import Adapter, Completion, InitialConfig, Origin, Role, widened
@@ -57,6 +57,13 @@ class Dora(Adapter):
     """Axis of a `dora_scale` that a converter has flattened, where both have its length."""
     gain: Float[Tensor, " N"] | None = None
     """m / ||V|| for one base; made by `prepared`."""
+
+    def __post_init__(self) -> None:
+        """Refuses two vectors of magnitudes."""
+        if self.dora_scale is not None and self.magnitude_vector is not None:
+            raise FormatError(
+                "there are DoRA magnitudes in two spellings, and which count is unclear"
+            )
 
     @property
     def rank(self) -> int | None:
@@ -132,7 +139,7 @@ class Dora(Adapter):
         """
         outputs, inputs = shape[0], shape[1] if len(shape) > 1 else 1
         found = self._magnitude
-        any_axis = self.dora_scale is not None and found.ndim == 1
+        any_axis = self.dora_scale is not None and found.ndim < 2
         fitting: list[Axis] = []
         if found.numel() == outputs and (
             any_axis or self.dora_scale is None or found.shape[0] == outputs

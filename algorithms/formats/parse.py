@@ -324,15 +324,24 @@ def _build_all(
                     f"{where} has DoRA magnitudes, which belong to one additive adapter, "
                     f"but there is {names} beside them."
                 )
-            values = _values(claim, suffixes, tensors, where)
-            decomposed = Dora(inner[0], **values)
+            decomposed = _build(claim, suffixes, tensors, where, inner=inner[0])
             built = [adapter for adapter in built if adapter is not inner[0]] + [decomposed]
     return tuple(built)
 
 
-def _build(claim: _Claim, suffixes: Suffixes, tensors: Mapping[str, Tensor], where: str) -> Adapter:
+def _build(
+    claim: _Claim,
+    suffixes: Suffixes,
+    tensors: Mapping[str, Tensor],
+    where: str,
+    **inner: Adapter,
+) -> Adapter:
     """Makes the adapter of a claim from its tensors, checked."""
-    return claim.method(**_values(claim, suffixes, tensors, where))
+    values = _values(claim, suffixes, tensors, where)
+    try:
+        return claim.method(**inner, **values)
+    except (FormatError, ShapeError) as error:
+        raise type(error)(f"{where}: {error}.") from error
 
 
 def _values(

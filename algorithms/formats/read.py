@@ -24,6 +24,9 @@ from ..errors import FileError
 MAX_HEADER_BYTES = 100_000_000
 """The limit of the safetensors library itself."""
 
+MAX_ELEMENTS = 2**60
+"""Beyond this the strides of a tensor do not fit their type."""
+
 CONVERT_HINT = (
     "Any Adapter reads only .safetensors, since such files can run code when they are opened. "
     "Convert it to .safetensors with a tool you trust."
@@ -243,6 +246,8 @@ def _form(entry: Any) -> tuple[Form, tuple[int, int]]:
     sizes, (begin, end) = _sizes(shape), _sizes(offsets)
     if (end - begin) * 8 != math.prod(sizes) * DTYPES[dtype][0]:
         raise ValueError(f"{dtype} of shape {shape} has not {end - begin} bytes")
+    if math.prod(size or 1 for size in sizes) > MAX_ELEMENTS:  # beside a size of 0
+        raise ValueError(f"its shape {shape} is too large")
     return Form(dtype, sizes), (begin, end)
 
 
