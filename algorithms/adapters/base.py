@@ -5,6 +5,7 @@ with their shapes, `delta_weight`, `delta_output` where a shorter way exists, an
 Strength, device and modules are not its matter: strength is written once, in `strength.py`.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -40,6 +41,8 @@ class Role:
     """The tensor holds a shape, kept as integers."""
     common: bool = False
     """One tensor of the file serves all modules (VeRA's projections)."""
+    whole: bool = False
+    """The tensor holds whole numbers: positions in a weight, say."""
 
 
 ALPHA = Role("alpha", (".alpha",), required=False, shared=True, scalar=True)
@@ -75,11 +78,12 @@ class Origin:
 
     def number(self, key: str) -> float | None:
         """Returns an option as a number, or None where it is missing or no number."""
-        value = self.options.get(key)
+        value: Any = self.options.get(key, "")
         try:
-            return None if value is None else float(value)
-        except (TypeError, ValueError):
+            number = float(value)
+        except (TypeError, ValueError, OverflowError):
             return None
+        return number if math.isfinite(number) else None
 
     def flag(self, key: str) -> bool | None:
         """Returns an option as a truth value, or None where it is missing; strings are read too."""

@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
-from ..errors import ShapeError
+from ..errors import FormatError, ShapeError
 from ..layers import Layer
 from ..shapes import Float
 from .base import Adapter, Completion, InitialConfig, Origin, Role, widened
@@ -65,6 +65,13 @@ class Dora(Adapter):
     """m / ||V|| for one base; made by `prepared`."""
     growth: Float[Tensor, " N"] | None = None
     """`gain` - 1, which a low dtype could not tell from the rounding of a gain near 1."""
+
+    def __post_init__(self) -> None:
+        """Refuses two vectors of magnitudes."""
+        if self.dora_scale is not None and self.magnitude_vector is not None:
+            raise FormatError(
+                "there are DoRA magnitudes in two spellings, and which count is unclear"
+            )
 
     @property
     def rank(self) -> int | None:

@@ -136,17 +136,21 @@ TOOL_PREFIXES: dict[str, Tool] = {
 def _json_object(text: str | None) -> dict[str, Any]:
     try:
         value = json.loads(text or "{}")
-    except ValueError:  # a foreign tool's business; the tensors still say what they are
+    except (
+        ValueError,
+        RecursionError,
+    ):  # a foreign tool's business; the tensors still say what they are
         return {}
     return value if isinstance(value, dict) else {}
 
 
 def _number(value: Any) -> float | None:
     try:
-        return float(value)
-    except (TypeError, ValueError):
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
         return None
+    return number if math.isfinite(number) else None
 
 
 def _whole(value: float | None) -> int | None:
-    return int(value) if value and math.isfinite(value) else None
+    return int(value) if value else None
