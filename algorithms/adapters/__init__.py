@@ -1,14 +1,30 @@
 """The methods: one file each, listed here and nowhere else."""
 
 from .base import Adapter, Role
+from .boft import Boft, PeftBoft
 from .diff import Diff
 from .dora import Dora
 from .lora import Lora, LoraTucker
 from .norm import Norm
+from .oft import DiagOft, OftEmbedding, OftV2, PeftInputOft, PeftOutputOft, SplitOft
 
 __all__ = ["ADAPTERS", "Adapter", "Role", "by_name"]
 
-ADAPTERS: tuple[type[Adapter], ...] = (Lora, LoraTucker, Dora, Diff, Norm)
+ADAPTERS: tuple[type[Adapter], ...] = (
+    Lora,
+    LoraTucker,
+    Dora,
+    Diff,
+    Norm,
+    DiagOft,
+    SplitOft,
+    PeftOutputOft,
+    PeftInputOft,
+    OftV2,
+    OftEmbedding,
+    Boft,
+    PeftBoft,
+)
 
 
 def by_name(name: str) -> type[Adapter]:

@@ -5,6 +5,7 @@ with their shapes, `delta_weight`, `delta_output` where a shorter way exists, an
 Strength, device and modules are not its matter: strength is written once, in `strength.py`.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -70,12 +71,13 @@ class Origin:
         return self.alpha * rank**0.5 if self.flag("use_rslora") else self.alpha
 
     def number(self, key: str) -> float | None:
-        """Returns an option as a number, or None where it is missing or no number."""
+        """Returns an option as a finite number, or None where it is missing or none."""
         value = self.options.get(key)
         try:
-            return None if value is None else float(value)
-        except (TypeError, ValueError):
+            number = None if value is None else float(value)
+        except (TypeError, ValueError, OverflowError):
             return None
+        return number if number is not None and math.isfinite(number) else None
 
     def flag(self, key: str) -> bool | None:
         """Returns an option as a truth value, or None where it is missing; strings are read too."""
@@ -102,6 +104,10 @@ class InitialConfig:
 
     rank: int = 4
     alpha: float | None = None
+    constraint: float = 0.0
+    """Of rotations: how far they may turn, 0 for as far as they like."""
+    rescaled: bool = False
+    """Of rotations: whether the lengths of rows are trained too."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -123,15 +123,15 @@ def test_every_ordered_pair_of_methods_adds(layer_name: str) -> None:
         torch.testing.assert_close(hooked(layer, placed), merged(layer, placed))
 
 
-SLICED = Rows(2, 5)
 SWAPPED = Rows(2, 4, reorder=lambda rows: torch.cat(rows.chunk(2)[::-1]))
 
 
 @each_pair
-@pytest.mark.parametrize("rows", [SLICED, SWAPPED], ids=["slice", "swapped slice"])
+@pytest.mark.parametrize("reordered", [None, SWAPPED], ids=["slice", "swapped slice"])
 def test_hook_equals_merge_on_some_rows(
-    adapter_case: AdapterCase, layer_case: LayerCase, rows: Rows
+    adapter_case: AdapterCase, layer_case: LayerCase, reordered: Rows | None
 ) -> None:
+    rows = reordered or adapter_case.rows
     if layer_case.layer.kind.endswith("norm"):
         return  # a norm has no rows: its weight is never fused
     if layer_case.layer.groups != 1:
@@ -166,7 +166,8 @@ def test_a_start_changes_nothing_and_can_be_trained(method: type[Adapter]) -> No
         tensors = start.tensors()
         for tensor in tensors.values():
             tensor.add_(0.1).requires_grad_()
-        hooked(layer, [Placed(start, 1.0)]).square().sum().backward()
+        # Cubes, since no rotation changes a sum of squares.
+        hooked(layer, [Placed(start, 1.0)]).pow(3).sum().backward()
         assert all(tensor.grad is not None and tensor.grad.any() for tensor in tensors.values())
         assert layer.weight.grad is None
 

@@ -1,17 +1,27 @@
 """One line for each method: adapters with every tensor at work, for the laws."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Size, Tensor
 
 from anyadapter.algorithms.adapters import Adapter
+from anyadapter.algorithms.adapters.boft import Boft, PeftBoft
 from anyadapter.algorithms.adapters.diff import Diff
 from anyadapter.algorithms.adapters.dora import Dora
 from anyadapter.algorithms.adapters.lora import Lora, LoraTucker
 from anyadapter.algorithms.adapters.norm import Norm
-from layer_cases import LayerCase, norm_cases, product_cases
+from anyadapter.algorithms.adapters.oft import (
+    DiagOft,
+    OftEmbedding,
+    OftV2,
+    PeftInputOft,
+    PeftOutputOft,
+    SplitOft,
+)
+from anyadapter.algorithms.layers import Rows
+from layer_cases import LayerCase, norm_cases, product_cases, wide_cases
 
 Make = Callable[[LayerCase], Adapter]
 
@@ -23,6 +33,8 @@ class AdapterCase:
     name: str
     make: Make
     layers: Callable[[], list[LayerCase]] = product_cases
+    rows: Rows = field(default_factory=lambda: Rows(2, 5))
+    """Some of 8 rows that the method can change alone."""
 
 
 def random(*shape: int) -> Tensor:
@@ -69,6 +81,113 @@ def _norm(case: LayerCase) -> Norm:
     return Norm(random(*case.layer.weight_shape), random(*case.layer.weight_shape))
 
 
+def _block_size(length: int, wanted: int) -> int:
+    """Returns a size that splits a side: `wanted`, or one block for the 5 rows of a slice."""
+    return wanted if length % wanted == 0 else length
+
+
+def _oft(case: LayerCase, *, rescaled: bool = False, alpha: float | None = 0.0) -> DiagOft:
+    outputs, *others = case.layer.weight_shape
+    size = _block_size(outputs, 4)
+    rescale = random(outputs, *[1] * len(others)) if rescaled else None
+    return DiagOft(random(outputs // size, size, size), rescale, alpha)
+
+
+def _split_oft(case: LayerCase) -> SplitOft:
+    """Parts of 2, 2 and the rest of the rows, with one block or two each."""
+    rest = case.layer.weight_shape[0] - 4
+    if rest % 2:
+        return SplitOft(random(1, 2, 2), random(1, 3, 3), alpha=0.1875)
+    parts = (random(2, 1, 1), random(2, 1, 1), random(2, rest // 2, rest // 2))
+    return SplitOft(*parts, alpha=0.1875) if rest else SplitOft(random(2, 2, 2), alpha=0.1875)
+
+
+def _peft_output_oft(case: LayerCase) -> PeftOutputOft:
+    """Three blocks of 3 on 8 outputs: the last one reaches beyond them."""
+    outputs = case.layer.weight_shape[0]
+    count = 3 if outputs == 8 else 2
+    size = -(-outputs // count)
+    return PeftOutputOft(random(count, size, size))
+
+
+def _columns(case: LayerCase) -> int:
+    return Size(case.layer.weight_shape[1:]).numel()
+
+
+def _peft_input_oft(case: LayerCase) -> PeftInputOft:
+    columns = _columns(case)
+    return PeftInputOft(random(columns // 3, 3, 3), random(case.layer.weight_shape[0], 1))
+
+
+def _oft_v2(case: LayerCase, *, shared: bool = False, terms: int | None = 5) -> OftV2:
+    vectors = random(1 if shared else _columns(case) // 3, 3)
+    return OftV2(vectors, terms=terms, kernels="peft")
+
+
+def _onetrainer_oft(case: LayerCase) -> OftV2:
+    return OftV2(random(_columns(case) // 3, 3), scaled=1.0, kernels="onetrainer")
+
+
+def _dora_oft(case: LayerCase) -> OftV2:
+    """All marks of the forks that follow OneTrainer."""
+    outputs = case.layer.weight_shape[0]
+    return OftV2(
+        random(_columns(case) // 3, 3),
+        dora_scale=random(outputs, 1),
+        initial_norm=random(outputs, 1).abs() + 2,
+        alpha=3.0,
+        size_mark=3.0,
+        share_mark=0.0,
+        coft_mark=0.0,
+        eps_mark=6e-5,
+        scaled_mark=1.0,
+        kernels="onetrainer",
+    )
+
+
+def _multiplied_oft(case: LayerCase, *, log: bool) -> OftV2:
+    factor = random(case.layer.weight_shape[0])
+    stored = {"dora_log_multiplier": factor} if log else {"dora_multiplier": factor}
+    return OftV2(random(_columns(case) // 3, 3), scaled=1.0, kernels="onetrainer", **stored)
+
+
+def _boft(case: LayerCase, *, rescaled: bool = False, alpha: float | None = 0.0) -> Boft:
+    """Blocks of 2: 3 stages on 8 outputs, 2 on 4."""
+    outputs, *others = case.layer.weight_shape
+    count = outputs // 2
+    rescale = random(outputs, *[1] * len(others)) if rescaled else None
+    return Boft(random(count.bit_length(), count, 2, 2), rescale, alpha)
+
+
+def _boft_of_wide_blocks(case: LayerCase) -> Boft:
+    count = case.layer.weight_shape[0] // 4
+    return Boft(random(count.bit_length(), count, 4, 4))
+
+
+def _peft_boft(case: LayerCase) -> PeftBoft:
+    """Two stages where the inputs allow it, blocks of 3 in one stage on 6 inputs."""
+    columns, outputs = _columns(case), case.layer.weight_shape[0]
+    conv = case.layer.kind == "conv"
+    blocks = random(1, 2, 3, 3) if columns == 6 else random(1, columns // 2, 2, 2)
+    return PeftBoft(blocks, random(1, outputs) if conv else random(outputs, 1))
+
+
+def _peft_boft_in_stages(case: LayerCase) -> PeftBoft:
+    columns = _columns(case)
+    return PeftBoft(random(2, columns // 6, 6, 6), random(case.layer.weight_shape[0], 1))
+
+
+def _with_pairs_of_blocks() -> list[LayerCase]:
+    """Layers whose inputs are an even number of blocks of 6."""
+    return [case for case in product_cases() if _columns(case) % 12 == 0] + wide_cases()
+
+
+def _few() -> list[LayerCase]:
+    """A layer for each way of a rotation, for variants that differ in their matrices only."""
+    names = ("linear", "conv2d 1x1", "conv2d 3x5", "conv2d, 2 groups")
+    return [case for case in product_cases() if case.name in names]
+
+
 def _convolutions() -> list[LayerCase]:
     return [case for case in product_cases() if case.layer.kind == "conv"]
 
@@ -76,6 +195,9 @@ def _convolutions() -> list[LayerCase]:
 def _norms_with_bias() -> list[LayerCase]:
     return [case for case in norm_cases() if case.bias is not None]
 
+
+EVEN_ROWS = Rows(3, 4)
+"""BOFT splits rows into a power of two of even blocks, which 5 rows have none of."""
 
 ADAPTER_CASES = (
     AdapterCase("lora", _lora),
@@ -99,6 +221,28 @@ ADAPTER_CASES = (
         lambda case: Norm(b_norm=random(*case.layer.weight_shape)),
         _norms_with_bias,
     ),
+    AdapterCase("oft", _oft),
+    AdapterCase("oft, limit and rescale", lambda case: _oft(case, rescaled=True, alpha=0.125)),
+    AdapterCase("oft in parts", _split_oft),
+    AdapterCase("oft of peft, outputs", _peft_output_oft),
+    AdapterCase("oft of peft, inputs", _peft_input_oft),
+    AdapterCase("oft v2", _oft_v2),
+    AdapterCase("oft v2, exact", lambda case: _oft_v2(case, terms=None), _few),
+    AdapterCase("oft v2, shared", lambda case: _oft_v2(case, shared=True), _few),
+    AdapterCase("oft v2 of an embedding", lambda case: OftEmbedding(_oft_v2(case).vectors), _few),
+    AdapterCase("oft of onetrainer", _onetrainer_oft),
+    AdapterCase("dora-oft", _dora_oft, _few),
+    AdapterCase("oft with multiplier", lambda case: _multiplied_oft(case, log=False), _few),
+    AdapterCase("oft with log multiplier", lambda case: _multiplied_oft(case, log=True), _few),
+    AdapterCase("boft", _boft, rows=EVEN_ROWS),
+    AdapterCase(
+        "boft, limit and rescale",
+        lambda case: _boft(case, rescaled=True, alpha=0.125),
+        rows=EVEN_ROWS,
+    ),
+    AdapterCase("boft of wide blocks", _boft_of_wide_blocks, _few, EVEN_ROWS),
+    AdapterCase("boft of peft", _peft_boft),
+    AdapterCase("boft of peft in stages", _peft_boft_in_stages, _with_pairs_of_blocks),
 )
 
 
