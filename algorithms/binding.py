@@ -1,11 +1,12 @@
 """Places the adapters of a file on the weights of a model, and says what found no home."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from .adapters import Adapter
+from .adapters.dora import Dora
 from .errors import FormatError, NoMatchError, ShapeError, listed
 from .families import Family, detect, in_text_encoder
 from .formats.parse import AdapterSet
@@ -67,7 +68,33 @@ def bind(adapter_set: AdapterSet, key_map: KeyMap) -> Binding:
             f"{len(misfits) + len(bound)} layers: {listed(misfits, 1)}. "
             f"{_made_for(adapter_set, key_map)}"
         )
-    return Binding(tuple(bound), tuple(unmatched), tuple(misfits))
+    settled = _on_one_axis(bound, key_map.shapes)
+    return Binding(settled, tuple(unmatched), tuple(misfits))
+
+
+def _on_one_axis(
+    bound: Sequence[Bound], shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[Bound, ...]:
+    """Returns the same with DoRA magnitudes on the axis that the file has wherever it can be told.
+
+    A trainer has one axis for all layers. Only flattened magnitudes on square weights do not tell.
+    """
+    axes = {
+        bound_axes
+        for item in bound
+        if isinstance(item.adapter, Dora) and item.adapter.is_flat
+        for bound_axes in [item.adapter.axes(item.target.shape(shapes[item.target.weight]))]
+        if len(bound_axes) == 1
+    }
+    if len(axes) != 1:
+        return tuple(bound)
+    ((axis,),) = axes
+    return tuple(
+        replace(item, adapter=replace(item.adapter, flat_axis=axis))
+        if isinstance(item.adapter, Dora)
+        else item
+        for item in bound
+    )
 
 
 def dry_run(

@@ -4,6 +4,8 @@ from .base import Adapter, Role
 from .boft import Boft, PeftBoft
 from .diff import Diff
 from .dora import Dora
+from .loha import Loha, LohaTucker
+from .lokr import Lokr
 from .lora import Lora, LoraTucker
 from .norm import Norm
 from .oft import DiagOft, OftEmbedding, OftV2, PeftInputOft, PeftOutputOft, SplitOft
@@ -13,6 +15,9 @@ __all__ = ["ADAPTERS", "Adapter", "Role", "by_name"]
 ADAPTERS: tuple[type[Adapter], ...] = (
     Lora,
     LoraTucker,
+    Loha,
+    LohaTucker,
+    Lokr,
     Dora,
     Diff,
     Norm,

@@ -59,6 +59,8 @@ class Origin:
     """The maker's own settings by its own names: sd-scripts' network arguments, PEFT's config."""
     module: str = ""
     """Module name as in the file."""
+    rank: int | None = None
+    """Rank that the module was trained with, for methods whose tensors do not tell."""
 
     def numerator(self, rank: int) -> float | None:
         """Returns the alpha that, divided by `rank`, gives the scale; None where nothing says it.
@@ -104,6 +106,8 @@ class InitialConfig:
 
     rank: int = 4
     alpha: float | None = None
+    factor: int = -1
+    """LoKr's wish for the smaller part of each side of a weight; -1 is the most square split."""
     constraint: float = 0.0
     """Of rotations: how far they may turn, 0 for as far as they like."""
     rescaled: bool = False

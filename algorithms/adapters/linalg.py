@@ -1,7 +1,9 @@
-"""Products of factors that several methods share."""
+"""Products of factors, their sizes and starts, that several methods share."""
+
+import math
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from ..errors import ShapeError
 from ..shapes import Float
@@ -56,3 +58,42 @@ def tucker(
     if kernel.shape != shape:
         raise ShapeError(f"the adapter changes a kernel {list(kernel.shape)}, not {list(shape)}")
     return kernel
+
+
+def kronecker(
+    left: Float[Tensor, "a c"], right: Float[Tensor, "b d *K"]
+) -> Float[Tensor, "O I *K"]:
+    """Returns the Kronecker product over the first two axes, with the kernel of `right`.
+
+    K[i * b + j, p * d + q, *k] = left[i, p] * right[j, q, *k]
+    """
+    blocks = torch.einsum("ac, bd... -> abcd...", left, right)
+    return blocks.flatten(2, 3).flatten(0, 1)
+
+
+def factorization(size: int, factor: int = -1) -> tuple[int, int]:
+    """Returns two numbers whose product is `size`, the smaller one first.
+
+    Source: LyCORIS `functional.general.factorization`, which sizes LoKr's factors and OFT's blocks.
+
+    Args:
+        size: Number of rows or columns of a weight.
+        factor: The wanted one of both. Where it does not divide `size`, the nearest smaller divisor
+            takes its place, no larger than the root; -1 asks for the most square split.
+    """
+    if factor > 0 and size % factor == 0:
+        return min(factor, size // factor), max(factor, size // factor)
+    largest = math.isqrt(size) if factor < 0 else min(factor, math.isqrt(size))
+    small = next((number for number in range(largest, 1, -1) if size % number == 0), 1)
+    return small, size // small
+
+
+def core_like(core: Float[Tensor, "M R ..."], kernel: tuple[int, ...]) -> Float[Tensor, "M R ..."]:
+    """Returns a Tucker core with the axes of a kernel: PEFT stores `[M, R, k, 1]` for conv1d."""
+    return core.squeeze(-1) if core.shape[2:] == (*kernel, 1) else core
+
+
+def kaiming(shape: tuple[int, ...], generator: Generator) -> Tensor:
+    """Returns `kaiming_uniform_` with a = sqrt 5: uniform within 1 / sqrt(fan in)."""
+    bound = 1 / math.sqrt(math.prod(shape[1:]))
+    return torch.empty(shape).uniform_(-bound, bound, generator=generator)

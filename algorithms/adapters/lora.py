@@ -10,7 +10,6 @@ train it in other ways and save the same tensors; a DyLoRA file is one too, cut 
 The bias of PEFT (`lora_B.bias`) is scaled like the product.
 """
 
-import math
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -29,7 +28,7 @@ from .base import (
     scale_of,
     widened,
 )
-from .linalg import low_rank, require_product, tucker
+from .linalg import kaiming, low_rank, require_product, tucker
 
 UP = Role(
     "up",
@@ -117,7 +116,7 @@ class Lora(Adapter):
     def initial(cls, layer: Layer, config: InitialConfig, generator: Generator) -> "Lora":
         """Returns Kaiming-uniform `down` (a = sqrt 5, as kohya and PEFT) and `up` at zero."""
         outputs, *inputs = layer.weight_shape
-        down = _kaiming((config.rank, *inputs), generator)
+        down = kaiming((config.rank, *inputs), generator)
         up = torch.zeros(outputs, config.rank, *[1] * (len(inputs) - 1))
         return cls(up, down, config.alpha)
 
@@ -192,8 +191,8 @@ class LoraTucker(Adapter):
         """Returns Kaiming-uniform `down` and `mid`, and `up` at zero, as LyCORIS does."""
         outputs, inputs, *kernel = layer.weight_shape
         rank = config.rank
-        down = _kaiming((rank, inputs, *[1] * len(kernel)), generator)
-        mid = _kaiming((rank, rank, *kernel), generator)
+        down = kaiming((rank, inputs, *[1] * len(kernel)), generator)
+        mid = kaiming((rank, rank, *kernel), generator)
         return cls(torch.zeros(outputs, rank, *[1] * len(kernel)), mid, down, config.alpha)
 
 
@@ -240,9 +239,3 @@ def _diagonal_blocks(up: Float[Tensor, "O R"]) -> int:
         if bool((starts[1:] >= ends[:-1]).all()):
             return parts
     return 1
-
-
-def _kaiming(shape: tuple[int, ...], generator: Generator) -> Tensor:
-    """Returns `kaiming_uniform_` with a = sqrt 5: uniform within 1 / sqrt(fan in)."""
-    bound = 1 / math.sqrt(math.prod(shape[1:]))
-    return torch.empty(shape).uniform_(-bound, bound, generator=generator)

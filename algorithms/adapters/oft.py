@@ -28,6 +28,7 @@ from ..errors import FormatError, ShapeError, UndecidedError
 from ..layers import Layer
 from ..shapes import Float
 from .base import Completion, InitialConfig, Origin, Role, widened
+from .linalg import factorization
 from .rotation import (
     CONSTRAINT,
     Rotation,
@@ -38,6 +39,7 @@ from .rotation import (
     limited,
     projected,
     require_blocks,
+    require_turning,
     skew_from_vectors,
     skew_of,
 )
@@ -113,16 +115,15 @@ class DiagOft(Rotation):
 
     @classmethod
     def initial(cls, layer: Layer, config: InitialConfig, generator: Generator) -> "DiagOft":
-        """Returns zero blocks that LyCORIS can load too: no larger than there are blocks.
+        """Returns zero blocks, split as LyCORIS does it: no larger than there are blocks.
 
         Raises:
-            ShapeError: The outputs cannot be split so.
+            ShapeError: The outputs cannot be split into blocks that turn.
         """
         del generator
-        outputs = layer.weight_shape[0]
-        size = even_split(outputs, min(config.rank, math.isqrt(outputs)))
-        blocks = torch.zeros(outputs // size, size, size)
-        return cls(blocks, new_rescale(layer, config), config.constraint)
+        size, count = factorization(layer.weight_shape[0], config.rank)
+        require_turning(size, layer.weight_shape[0])
+        return cls(torch.zeros(count, size, size), new_rescale(layer, config), config.constraint)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,6 +1,7 @@
 """The metadata of adapter files: every key that is read or written, and what it means."""
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -93,10 +94,12 @@ class AdapterMetadata:
             options = self._peft_config(module)
             default = options.get("lora_alpha", options.get("alpha"))
             alpha = _by_pattern(options.get("alpha_pattern"), module, default)
-            return Origin(tool, alpha, options, module)
+            rank = _by_pattern(options.get("rank_pattern"), module, options.get("r"))
+            return Origin(tool, alpha, options, module, _whole(rank))
         if tool == "onetrainer":
             return Origin(tool, None, _json_object(self.strings.get("ot_config")), module)
-        return Origin(tool, self.network_alpha, self.network_args, module)
+        rank = _whole(_number(self.strings.get("ss_network_dim")))
+        return Origin(tool, self.network_alpha, self.network_args, module, rank)
 
     def _peft_config(self, module: str) -> dict[str, Any]:
         in_header = _json_object(self.strings.get("lora_adapter_metadata"))
@@ -138,3 +141,7 @@ def _number(value: Any) -> float | None:
         return float(value)
     except (TypeError, ValueError):
         return None
+
+
+def _whole(value: float | None) -> int | None:
+    return int(value) if value and math.isfinite(value) else None

@@ -109,7 +109,7 @@ def parse_tensors(
             f"{module} has {suffix[1:]}, {_lack(suffix)}" for suffix in left if _owned(suffix)
         ]
         unclaimed += [own[suffix] for suffix in left]
-        if claims:
+        if claims and not incomplete:
             adapters[module] = _build_all(claims, suffixes, tensors, f"{source}: {module}")
     if incomplete:
         raise MissingTensorError(
@@ -265,7 +265,11 @@ def _build_all(
 
 def _build(claim: _Claim, suffixes: Suffixes, tensors: Mapping[str, Tensor], where: str) -> Adapter:
     """Makes the adapter of a claim from its tensors, checked."""
-    return claim.method(**_values(claim, suffixes, tensors, where))
+    values = _values(claim, suffixes, tensors, where)
+    try:
+        return claim.method(**values)
+    except (FormatError, ShapeError) as error:
+        raise type(error)(f"{where}: {error}.") from error
 
 
 def _values(

@@ -10,6 +10,8 @@ from anyadapter.algorithms.adapters import Adapter
 from anyadapter.algorithms.adapters.boft import Boft, PeftBoft
 from anyadapter.algorithms.adapters.diff import Diff
 from anyadapter.algorithms.adapters.dora import Dora
+from anyadapter.algorithms.adapters.loha import Loha, LohaTucker
+from anyadapter.algorithms.adapters.lokr import Lokr
 from anyadapter.algorithms.adapters.lora import Lora, LoraTucker
 from anyadapter.algorithms.adapters.norm import Norm
 from anyadapter.algorithms.adapters.oft import (
@@ -60,6 +62,49 @@ def _tucker(case: LayerCase) -> LoraTucker:
     return LoraTucker(
         random(outputs, 4, *ones), random(4, 3, *kernel), random(3, inputs, *ones), 2.0
     )
+
+
+def _loha(case: LayerCase, *, rank: int = 2, kernels: bool = False) -> Loha:
+    outputs, *inputs = case.layer.weight_shape
+    tail = [1] * (len(inputs) - 1) if kernels else []
+    columns = inputs if kernels else [torch.Size(inputs).numel()]
+    return Loha(
+        random(outputs, rank, *tail),
+        random(rank, *columns),
+        random(outputs, rank, *tail) - 0.5,
+        random(rank, *columns) + 0.5,
+        3.0,
+    )
+
+
+def _loha_tucker(case: LayerCase) -> LohaTucker:
+    outputs, inputs, *kernel = case.layer.weight_shape
+    return LohaTucker(
+        w1_a=random(4, outputs),
+        w1_b=random(3, inputs),
+        t1=random(4, 3, *kernel),
+        w2_a=random(4, outputs) - 0.5,
+        w2_b=random(3, inputs) + 0.5,
+        t2=random(4, 3, *kernel) - 0.5,
+        alpha=2.0,
+    )
+
+
+def _lokr(case: LayerCase, left: str, right: str) -> Lokr:
+    """LoKr with w1 `whole` or `factors`, and w2 `whole`, `factors` or `tucker`."""
+    outputs, inputs, *kernel = case.layer.weight_shape
+    a, c = 2 - outputs % 2, 3
+    b, d, size = outputs // a, inputs // c, torch.Size(kernel).numel()
+    first = {
+        "whole": {"w1": random(a, c)},
+        "factors": {"w1_a": random(a, 5), "w1_b": random(5, c)},
+    }
+    second = {
+        "whole": {"w2": random(b, d, *kernel)},
+        "factors": {"w2_a": random(b, 3), "w2_b": random(3, d * size)},
+        "tucker": {"w2_a": random(4, b), "w2_b": random(3, d), "t2": random(4, 3, *kernel)},
+    }
+    return Lokr(**first[left], **second[right], alpha=2.0)
 
 
 def _dora(case: LayerCase, inner: Adapter, *, inputs: bool = False, peft: bool = False) -> Dora:
@@ -207,10 +252,41 @@ ADAPTER_CASES = (
     AdapterCase("lora of 1x1 kernels", lambda case: _lora_1x1(case), lambda: [product_cases()[0]]),
     AdapterCase("dylora slice", lambda case: _lora(case).sliced(3)),
     AdapterCase("lora tucker", _tucker, _convolutions),
+    AdapterCase("loha", _loha),
+    AdapterCase("loha of kernels", lambda case: _loha(case, kernels=True), _convolutions),
+    AdapterCase("loha of full rank", lambda case: _loha(case, rank=5)),
+    AdapterCase("loha tucker", _loha_tucker, _convolutions),
+    AdapterCase("lokr", lambda case: _lokr(case, "whole", "whole")),
+    AdapterCase("lokr, w2 of factors", lambda case: _lokr(case, "whole", "factors")),
+    AdapterCase("lokr, w1 of factors", lambda case: _lokr(case, "factors", "whole")),
+    AdapterCase("lokr of factors", lambda case: _lokr(case, "factors", "factors")),
+    AdapterCase("lokr tucker", lambda case: _lokr(case, "whole", "tucker"), _convolutions),
+    AdapterCase(
+        "lokr tucker, w1 of factors", lambda case: _lokr(case, "factors", "tucker"), _convolutions
+    ),
     AdapterCase("dora on outputs", lambda case: _dora(case, _lora(case))),
     AdapterCase("dora on inputs", lambda case: _dora(case, _lora(case), inputs=True)),
     AdapterCase(
         "dora of peft with bias", lambda case: _dora(case, _lora(case, bias=True), peft=True)
+    ),
+    AdapterCase("dora of lora tucker", lambda case: _dora(case, _tucker(case)), _convolutions),
+    AdapterCase(
+        "dora of lora tucker on inputs",
+        lambda case: _dora(case, _tucker(case), inputs=True),
+        _convolutions,
+    ),
+    AdapterCase("dora of loha", lambda case: _dora(case, _loha(case))),
+    AdapterCase("dora of loha on inputs", lambda case: _dora(case, _loha(case), inputs=True)),
+    AdapterCase("dora of loha tucker", lambda case: _dora(case, _loha_tucker(case)), _convolutions),
+    AdapterCase("dora of lokr", lambda case: _dora(case, _lokr(case, "whole", "whole"))),
+    AdapterCase(
+        "dora of lokr on inputs",
+        lambda case: _dora(case, _lokr(case, "factors", "factors"), inputs=True),
+    ),
+    AdapterCase(
+        "dora of lokr tucker",
+        lambda case: _dora(case, _lokr(case, "whole", "tucker")),
+        _convolutions,
     ),
     AdapterCase("full", _diff),
     AdapterCase("full on norms", _diff, norm_cases),
