@@ -115,12 +115,16 @@ def adapters_on(layer_name: str) -> list[tuple[str, Adapter, LayerCase]]:
     "layer_name", ["linear", "conv2d, stride", "conv2d, 2 groups", "group norm"]
 )
 def test_every_ordered_pair_of_methods_adds(layer_name: str) -> None:
-    for (_, first, layer), (_, second, _) in itertools.permutations(adapters_on(layer_name), 2):
-        placed = [Placed(first, 0.5), Placed(second, -0.7)]
-        base = layer.module(layer.x)
-        parts = [hooked(layer, [item]) - base for item in placed]
-        torch.testing.assert_close(hooked(layer, placed), base + parts[0] + parts[1])
-        torch.testing.assert_close(hooked(layer, placed), merged(layer, placed))
+    adapters = [adapter for _, adapter, _ in adapters_on(layer_name)]
+    layer = adapters_on(layer_name)[0][2]
+    base = layer.module(layer.x)
+    halves = [hooked(layer, [Placed(adapter, 0.5)]) - base for adapter in adapters]
+    opposites = [hooked(layer, [Placed(adapter, -0.7)]) - base for adapter in adapters]
+    for first, second in itertools.permutations(range(len(adapters)), 2):
+        placed = [Placed(adapters[first], 0.5), Placed(adapters[second], -0.7)]
+        both = base + halves[first] + opposites[second]
+        torch.testing.assert_close(hooked(layer, placed), both)
+        torch.testing.assert_close(merged(layer, placed), both)
 
 
 SWAPPED = Rows(2, 4, reorder=lambda rows: torch.cat(rows.chunk(2)[::-1]))
