@@ -23,7 +23,7 @@ from .lora import Lora, LoraTucker
 from .lora_embedding import LoraEmbedding
 from .miss import Miss, MissBat
 from .norm import Norm
-from .oft import DiagOft, OftV2, PeftInputOft, PeftOutputOft, SplitOft
+from .oft import DiagOft, OftEmbedding, OftV2, PeftInputOft, PeftOutputOft, SplitOft
 from .osf import Osf
 from .peanut import Peanut
 from .pvera import Pvera
@@ -54,6 +54,7 @@ ADAPTERS: tuple[type[Adapter], ...] = (
     PeftOutputOft,
     PeftInputOft,
     OftV2,
+    OftEmbedding,
     Boft,
     PeftBoft,
     Glora,

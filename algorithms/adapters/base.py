@@ -77,13 +77,13 @@ class Origin:
         return self.alpha * rank**0.5 if self.flag("use_rslora") else self.alpha
 
     def number(self, key: str) -> float | None:
-        """Returns an option as a number, or None where it is missing or no number."""
-        value: Any = self.options.get(key, "")
+        """Returns an option as a finite number, or None where it is missing or none."""
+        value = self.options.get(key)
         try:
-            number = float(value)
+            number = None if value is None else float(value)
         except (TypeError, ValueError, OverflowError):
             return None
-        return number if math.isfinite(number) else None
+        return number if number is not None and math.isfinite(number) else None
 
     def flag(self, key: str) -> bool | None:
         """Returns an option as a truth value, or None where it is missing; strings are read too."""

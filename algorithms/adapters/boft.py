@@ -170,7 +170,7 @@ def _require_stages(blocks: Float[Tensor, "M N D D"], length: int, what: str) ->
     """
     stages, count, size, _ = blocks.shape
     require_blocks(count, size, length, what)
-    if stages > 1 and (size % 2 or count % 2 ** (stages - 1)):
+    if stages < 1 or (stages > 1 and (size % 2 or count % 2 ** (stages - 1))):
         raise ShapeError(f"{count} blocks of {size} cannot be mixed in {stages} stages")
 
 

@@ -24,10 +24,11 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from ..errors import ShapeError, UndecidedError
+from ..errors import FormatError, ShapeError, UndecidedError
 from ..layers import Layer
 from ..shapes import Float
 from .base import Completion, InitialConfig, Origin, Role, widened
+from .linalg import factorization
 from .rotation import (
     CONSTRAINT,
     Rotation,
@@ -38,6 +39,7 @@ from .rotation import (
     limited,
     projected,
     require_blocks,
+    require_turning,
     skew_from_vectors,
     skew_of,
 )
@@ -46,6 +48,8 @@ COFT_EPS = 6e-5
 """PEFT's default."""
 NEUMANN_TERMS = 5
 """PEFT's default, and the only form that OneTrainer has."""
+MOST_TERMS = 100
+"""More make no difference where the series has a limit at all."""
 
 BLOCKS = Role("oft_blocks", (".oft_blocks",))
 RESCALE = Role("rescale", (".rescale",), required=False)
@@ -111,16 +115,15 @@ class DiagOft(Rotation):
 
     @classmethod
     def initial(cls, layer: Layer, config: InitialConfig, generator: Generator) -> "DiagOft":
-        """Returns zero blocks that LyCORIS can load too: no larger than there are blocks.
+        """Returns zero blocks, split as LyCORIS does it: no larger than there are blocks.
 
         Raises:
-            ShapeError: The outputs cannot be split so.
+            ShapeError: The outputs cannot be split into blocks that turn.
         """
         del generator
-        outputs = layer.weight_shape[0]
-        size = even_split(outputs, min(config.rank, math.isqrt(outputs)))
-        blocks = torch.zeros(outputs // size, size, size)
-        return cls(blocks, new_rescale(layer, config), config.constraint)
+        size, count = factorization(layer.weight_shape[0], config.rank)
+        require_turning(size, layer.weight_shape[0])
+        return cls(torch.zeros(count, size, size), new_rescale(layer, config), config.constraint)
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +159,7 @@ class SplitOft(Rotation):
     def made_turn(self, shape: tuple[int, ...]) -> Tensor:
         """Returns R - 1 of every block, flattened, part after part."""
         rows = [_rows(part) for part in self.parts]
-        if sum(rows) != shape[0]:
+        if sum(rows) != shape[0] or not all(rows):
             raise ShapeError(
                 f"the parts rotate {' + '.join(map(str, rows))} outputs, the weight has {shape[0]}"
             )
@@ -209,7 +212,7 @@ class PeftOutputOft(Rotation):
     def made_turn(self, shape: tuple[int, ...]) -> Tensor:
         """Returns R - 1 of every block."""
         count, size, _ = self.oft_r.shape
-        if size > shape[0] or (count > 1 and size != -(-shape[0] // count)):
+        if not 0 < size <= shape[0] or count < 1 or (count > 1 and size != -(-shape[0] // count)):
             raise ShapeError(f"{count} blocks of {size} do not split {shape[0]} outputs")
         return cayley(skew_of(projected(widened(self.oft_r), self.coft_eps)) / 2)
 
@@ -286,8 +289,8 @@ class PeftInputOft(Rotation):
 class OftV2(Rotation):
     """OFT of PEFT from 0.16 on and of OneTrainer, on the inputs, stored as vectors.
 
-    On a convolution OneTrainer turns the other way, and PEFT without the series as well: what the
-    tensors do not say is taken from the header, or refused.
+    OneTrainer turns a convolution the other way, and PEFT does so without the series everywhere:
+    what the tensors do not say is taken from the header, or refused.
 
     Forks of OneTrainer and musubi-tuner add tensors: `alpha` and `oft_block_…` repeat what the
     shape says, DoRA-OFT ("DOFT") stretches rows by `dora_scale / initial_norm`, `dora_multiplier`
@@ -342,10 +345,10 @@ class OftV2(Rotation):
         skew = projected(skew_from_vectors(self.vectors, size), self.coft_eps)
         if self._is_scaled:
             skew = skew / (2 * max(size - 1, 1) ** 0.5)
+        if self._turns_back(shape):
+            skew = -skew
         if self.terms is None:
             return cayley(-skew)
-        if self._turns_kernels_back(shape):
-            skew = -skew
         return cayley_neumann(skew, self.terms, doubled=self.doubled)
 
     def turned(self, tensor: Tensor, axis: int, *, back: bool = False) -> Tensor:
@@ -381,10 +384,9 @@ class OftV2(Rotation):
         if self._is_onetrainers or origin.tool == "onetrainer":
             return Completion(replace(self, kernels="onetrainer", coft_eps=coft_eps))
         series = origin.flag("use_cayley_neumann")
-        terms = int(origin.number("num_cayley_neumann_terms") or NEUMANN_TERMS)
         made = replace(
             self,
-            terms=None if series is False else terms,
+            terms=None if series is False else _terms(origin),
             doubled=bool(series) and _before_0_18(origin),
             kernels="peft" if origin.tool == "peft" else None,
             coft_eps=coft_eps,
@@ -428,7 +430,8 @@ class OftV2(Rotation):
             raise ShapeError(f"{numbers} numbers are no upper triangle of a square block")
         return size
 
-    def _turns_kernels_back(self, shape: tuple[int, ...]) -> bool:
+    def _turns_back(self, shape: tuple[int, ...]) -> bool:
+        """Whether W R is meant, and not W R^T."""
         if len(shape) == 2:
             return False
         if self.kernels is None:
@@ -438,6 +441,18 @@ class OftV2(Rotation):
                 "adapter_config.json beside the file, or save it again with the tool that made it."
             )
         return self.kernels == "onetrainer"
+
+
+@dataclass(frozen=True, eq=False)
+class OftEmbedding(OftV2):
+    """PEFT's OFT v2 on a table of tokens `[T, D]`, whose rows are turned after the lookup: W R."""
+
+    name = "OFT v2 (embedding)"
+    roles = (Role("vectors", (".oft_embedding_R.weight", ".oft_embedding_R.*.weight")),)
+
+    def _turns_back(self, shape: tuple[int, ...]) -> bool:
+        del shape
+        return True
 
 
 def new_rescale(layer: Layer, config: InitialConfig) -> Tensor | None:
@@ -453,7 +468,21 @@ def _rows(blocks: Float[Tensor, "N D D"]) -> int:
 def _require_columns(count: int, size: int, shape: tuple[int, ...]) -> None:
     """Checks that blocks, or one that is shared, cover the inputs of a weight."""
     columns = math.prod(shape[1:])
-    require_blocks(columns // size if count == 1 else count, size, columns, "inputs")
+    if count == 1 and size > 0:
+        count = columns // size
+    require_blocks(count, size, columns, "inputs")
+
+
+def _terms(origin: Origin) -> int:
+    terms = origin.number("num_cayley_neumann_terms")
+    if terms is None:
+        return NEUMANN_TERMS
+    if not 0 <= terms <= MOST_TERMS:
+        raise FormatError(
+            f"{origin.module}: its configuration asks for a series of {terms:.0f} terms, but the "
+            f"rotation is found with {MOST_TERMS} at most. The configuration is damaged."
+        )
+    return int(terms)
 
 
 def _before_0_18(origin: Origin) -> bool:

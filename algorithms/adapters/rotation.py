@@ -203,15 +203,23 @@ def even_split(length: int, wanted: int) -> int:
     """Returns the size of blocks for a new adapter: the largest divisor that is `wanted` at most.
 
     Raises:
-        ShapeError: There is none but 1, which cannot turn.
+        ShapeError: There is none but 1.
     """
     size = max(size for size in range(1, wanted + 1) if length % size == 0)
-    if size == 1:
-        raise ShapeError(
-            f"{length} has no divisor from 2 to {wanted}: blocks of that size cannot rotate it. "
-            "Choose a larger rank."
-        )
+    require_turning(size, length)
     return size
+
+
+def require_turning(size: int, length: int) -> None:
+    """Checks that new blocks can turn at all.
+
+    Raises:
+        ShapeError: They hold one number.
+    """
+    if size < 2:
+        raise ShapeError(
+            f"{length} would be split into blocks of 1, which cannot turn: raise the rank"
+        )
 
 
 def _shapes_only(layer: Layer) -> Tensor:

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from lycoris.modules.boft import ButterflyOFTModule
 from torch import Tensor, nn
 
 from adapter_cases import random
@@ -16,13 +15,9 @@ from anyadapter.algorithms.adapters.oft import DiagOft
 from anyadapter.algorithms.adapters.rotation import cayley, skew_of
 from anyadapter.algorithms.errors import ShapeError
 from anyadapter.algorithms.layers import Layer
-from effects import hooked_effect, loaded, require_same_effect, weight_effect
+from effects import hooked_effect, require_same_effect, weight_effect
 from layer_cases import LayerCase, product_cases, wide_cases
-from start_comfyui import declare_missing_torchvision_ops
-
-declare_missing_torchvision_ops()  # transformers, which PEFT imports, needs them too
-from peft import BOFTConfig, get_peft_model, get_peft_model_state_dict  # noqa: E402
-from peft.tuners.boft.layer import BOFTLayer  # noqa: E402
+from tool_layers import lycoris, peft, read
 
 SINGLE = [case.to(torch.float32) for case in product_cases()]
 KNOWN_TO_TOOLS = [case for case in SINGLE if case.layer.padding_mode == "zeros"]
@@ -43,21 +38,21 @@ def named(case_name: str) -> LayerCase:
 def test_it_equals_the_forward_of_lycoris(
     case: LayerCase, rescaled: bool, constraint: float, size: int, stages: int
 ) -> None:
-    made = ButterflyOFTModule(
+    made = lycoris.boft.ButterflyOFTModule(
         "lycoris_x", case.module, 1.0, size, constraint=constraint, rescaled=rescaled
     )
     made.oft_blocks.data.copy_(random(*made.oft_blocks.shape))
     if rescaled:
         made.rescale.data.copy_(random(*made.rescale.shape))
-    adapter = loaded({f"lycoris_x.{key}": value for key, value in made.state_dict().items()})
+    adapter = read({f"lycoris_x.{key}": value for key, value in made.state_dict().items()})
     assert isinstance(adapter, Boft)
     assert adapter.oft_blocks.shape == (stages, 8 // size, size, size)
     require_same_effect(case, adapter, made(case.x) - case.module(case.x))
 
 
 def test_the_number_of_axes_tells_it_from_oft() -> None:
-    assert isinstance(loaded({"x.oft_blocks": random(3, 4, 2, 2)}), Boft)
-    assert isinstance(loaded({"x.oft_blocks": random(4, 2, 2)}), DiagOft)
+    assert isinstance(read({"x.oft_blocks": random(3, 4, 2, 2)}), Boft)
+    assert isinstance(read({"x.oft_blocks": random(4, 2, 2)}), DiagOft)
 
 
 def test_lycoris_loads_what_we_start_with() -> None:
@@ -66,7 +61,7 @@ def test_lycoris_loads_what_we_start_with() -> None:
     assert start.oft_blocks.shape == (2, 2, 4, 4)
     assert start.rescale is not None
     with torch.no_grad():
-        made = ButterflyOFTModule.make_module_from_state_dict(
+        made = lycoris.boft.ButterflyOFTModule.make_module_from_state_dict(
             "x", case.module, start.oft_blocks, start.rescale, torch.tensor(start.alpha)
         )
     assert made.oft_blocks.shape == start.oft_blocks.shape
@@ -87,35 +82,38 @@ class Model(nn.Module):
 
 def trained_by_peft(case: LayerCase, size: int) -> tuple[nn.Module, dict[str, Tensor], Any]:
     """PEFT's own model with random tensors, what it saves, and its configuration."""
-    config = BOFTConfig(target_modules=["layer"], boft_block_size=size)
-    model = get_peft_model(Model(case.to(torch.float32).module), config)
+    config = peft.BOFTConfig(target_modules=["layer"], boft_block_size=size)
+    model = peft.get_peft_model(Model(case.to(torch.float32).module), config)
     for name, parameter in model.named_parameters():
         if "boft_" in name:
             parameter.data.copy_(random(*parameter.shape))
-    return model, get_peft_model_state_dict(model), model.peft_config["default"].to_dict()
+    return model, peft.get_peft_model_state_dict(model), model.peft_config["default"].to_dict()
 
 
-without_cuda = pytest.mark.filterwarnings("ignore:Failed to load the CUDA extension")
+@pytest.fixture
+def without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PEFT as it is without its CUDA extension, which it would compile now."""
+    monkeypatch.setattr(peft.tuners.boft.layer, "get_fbd_cuda", lambda: None)
 
 
-@without_cuda
+@pytest.mark.usefixtures("without_cuda")
 @pytest.mark.parametrize("size", [2, 3, 6])
 @pytest.mark.parametrize("name", ["linear", "linear, no bias"])
 def test_it_equals_the_forward_of_peft_on_a_linear_layer(name: str, size: int) -> None:
     case = named(name).to(torch.float32)
     model, tensors, config = trained_by_peft(case, size)
-    adapter = loaded(tensors, config=config)
+    adapter = read(tensors, config=config)
     assert isinstance(adapter, PeftBoft)
     assert adapter.boft_s.shape == (8, 1)
     require_same_effect(case, adapter, (model(case.x) - case.module(case.x)).detach())
 
 
-@without_cuda
+@pytest.mark.usefixtures("without_cuda")
 @pytest.mark.parametrize("name", ["conv2d 1x1", "conv2d, stride"])
 def test_it_equals_the_merge_of_peft_on_a_convolution(name: str) -> None:
     case = named(name).to(torch.float32)
     model, tensors, config = trained_by_peft(case, 3)
-    adapter = loaded(tensors, config=config)
+    adapter = read(tensors, config=config)
     assert isinstance(adapter, PeftBoft)
     assert adapter.boft_s.shape == (1, 8)
     merged = model.merge_and_unload().layer
@@ -127,16 +125,18 @@ def peft_matrix(blocks: Tensor) -> Tensor:
     stages, count, size, _ = blocks.shape
     total = torch.eye(count * size, dtype=blocks.dtype)
     for stage in range(stages):
-        order = BOFTLayer.block_butterfly_perm(
+        order = peft.tuners.boft.layer.BOFTLayer.block_butterfly_perm(
             None, count * size, count // 2**stage, size // 2, stages - 1
         )
-        permutation = BOFTLayer.perm2mat(None, order).to(blocks.dtype)
-        diagonal = torch.block_diag(*BOFTLayer.cayley_batch(None, blocks[stage].float()).double())
+        permutation = peft.tuners.boft.layer.BOFTLayer.perm2mat(None, order).to(blocks.dtype)
+        diagonal = torch.block_diag(
+            *peft.tuners.boft.layer.BOFTLayer.cayley_batch(None, blocks[stage].float()).double()
+        )
         total = permutation @ diagonal @ permutation.T @ total
     return total
 
 
-@pytest.mark.parametrize("name", ["linear, 12 inputs", "conv2d 1x1, 2 groups", "conv2d, 2 groups"])
+@pytest.mark.parametrize("name", ["linear, 12 inputs", "conv2d 1x1, 2 groups", "conv2d, 12 inputs"])
 @pytest.mark.parametrize("size", [2, 6])
 def test_stages_follow_pefts_permutations(name: str, size: int) -> None:
     case = named(name).to(torch.float32)
@@ -144,14 +144,14 @@ def test_stages_follow_pefts_permutations(name: str, size: int) -> None:
     stages = 2 if columns // size % 4 else 3
     blocks, lengths = random(stages, columns // size, size, size), random(8, 1)
     turned = case.weight.flatten(1).double() @ peft_matrix(blocks).T * lengths
-    adapter = loaded({"x.boft_R": blocks.float(), "x.boft_s": lengths.float()})
+    adapter = read({"x.boft_R": blocks.float(), "x.boft_s": lengths.float()})
     expected = weight_effect(case, turned.reshape(case.weight.shape))
     require_same_effect(case, adapter, expected)
 
 
 def test_names_in_memory_are_known_too() -> None:
     blocks, lengths = random(1, 2, 3, 3), random(8, 1)
-    adapter = loaded({"x.boft_R.default": blocks, "x.boft_s.default": lengths})
+    adapter = read({"x.boft_R.default": blocks, "x.boft_s.default": lengths})
     assert isinstance(adapter, PeftBoft)
 
 
@@ -159,7 +159,7 @@ def test_its_header_says_nothing_that_changes_it() -> None:
     header = {"lora_adapter_metadata": json.dumps({"x.peft_type": "BOFT"})}
     file = {"x.boft_R": random(1, 2, 3, 3), "x.boft_s": random(8, 1)}
     case = named("linear")
-    assert torch.equal(hooked_effect(case, loaded(file, header)), hooked_effect(case, loaded(file)))
+    assert torch.equal(hooked_effect(case, read(file, header)), hooked_effect(case, read(file)))
 
 
 # The matrices and their limits
@@ -181,6 +181,7 @@ def test_the_product_of_all_stages_is_orthogonal_and_turns_back(chunk: int) -> N
     [
         (Boft(random(2, 2, 2, 2)), "2 blocks of 2 rotate 4 outputs, the weight has 8"),
         (Boft(random(4, 4, 2, 2)), "4 blocks of 2 cannot be mixed in 4 stages"),
+        (Boft(random(0, 4, 2, 2)), "4 blocks of 2 cannot be mixed in 0 stages"),
         (PeftBoft(random(1, 2, 2, 2), random(8, 1)), "rotate 4 inputs, the weight has 6"),
         (PeftBoft(random(2, 2, 3, 3), random(8, 1)), "2 blocks of 3 cannot be mixed in 2 stages"),
         (PeftBoft(random(1, 2, 3, 3), random(7, 1)), "7 rows are stretched, the weight has 8"),

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from lycoris.modules.diag_oft import DiagOFTModule
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -15,6 +14,7 @@ from anyadapter.algorithms.adapters import Adapter
 from anyadapter.algorithms.adapters.base import InitialConfig
 from anyadapter.algorithms.adapters.oft import (
     DiagOft,
+    OftEmbedding,
     OftV2,
     PeftInputOft,
     PeftOutputOft,
@@ -22,16 +22,13 @@ from anyadapter.algorithms.adapters.oft import (
 )
 from anyadapter.algorithms.adapters.rotation import Rotation, cayley, cayley_neumann, skew_of
 from anyadapter.algorithms.binding import bind
-from anyadapter.algorithms.errors import ShapeError, UndecidedError
+from anyadapter.algorithms.errors import FormatError, ShapeError, UndecidedError
 from anyadapter.algorithms.formats.parse import parse_tensors
 from anyadapter.algorithms.keymap import KeyMap, Target
 from anyadapter.algorithms.strength import Placed, hooked_output
-from effects import loaded, require_same_effect, weight_effect
+from effects import require_same_effect, weight_effect
 from layer_cases import LayerCase, product_cases
-from start_comfyui import declare_missing_torchvision_ops
-
-declare_missing_torchvision_ops()  # transformers, which PEFT imports, needs them too
-from peft import OFTConfig, get_peft_model, get_peft_model_state_dict  # noqa: E402
+from tool_layers import lycoris, peft, read
 
 SINGLE = [case.to(torch.float32) for case in product_cases()]
 KNOWN_TO_TOOLS = [case for case in SINGLE if case.layer.padding_mode == "zeros"]
@@ -75,12 +72,14 @@ def rotated_columns(weight: Tensor, rotation: Tensor) -> Tensor:
 def test_it_equals_the_forward_of_lycoris(
     case: LayerCase, rescaled: bool, constraint: float
 ) -> None:
-    made = DiagOFTModule("lycoris_x", case.module, 1.0, 4, constraint=constraint, rescaled=rescaled)
+    made = lycoris.diag_oft.DiagOFTModule(
+        "lycoris_x", case.module, 1.0, 4, constraint=constraint, rescaled=rescaled
+    )
     made.oft_blocks.data.copy_(random(*made.oft_blocks.shape))
     if rescaled:
         made.rescale.data.copy_(random(*made.rescale.shape))
     file = {f"lycoris_x.{key}": value for key, value in made.state_dict().items()}
-    adapter = loaded(file)
+    adapter = read(file)
     assert isinstance(adapter, DiagOft)
     require_same_effect(case, adapter, made(case.x) - case.module(case.x))
 
@@ -92,7 +91,7 @@ def test_lycoris_loads_what_we_start_with() -> None:
     assert start.oft_blocks.shape == (4, 2, 2)
     assert start.rescale is not None
     with torch.no_grad():
-        made = DiagOFTModule.make_module_from_state_dict(
+        made = lycoris.diag_oft.DiagOFTModule.make_module_from_state_dict(
             "x", case.module, start.oft_blocks, start.rescale, torch.tensor(start.alpha)
         )
     assert made.oft_blocks.shape == start.oft_blocks.shape
@@ -113,7 +112,7 @@ def kohya_matrix(blocks: Tensor, limit: float) -> Tensor:
 @pytest.mark.parametrize("alpha", [0.125, 50.0, 0.0], ids=["limited", "loose", "dead"])
 def test_kohyas_oft_turns_by_its_formula(case: LayerCase, alpha: float) -> None:
     blocks = random(2, 4, 4)
-    adapter = loaded({"oft_unet_x.oft_blocks": blocks, "oft_unet_x.alpha": torch.tensor(alpha)})
+    adapter = read({"oft_unet_x.oft_blocks": blocks, "oft_unet_x.alpha": torch.tensor(alpha)})
     rotation = kohya_matrix(blocks, alpha * 8)
     turned = rotated_rows(case.weight, rotation.T)
     if alpha == 0:
@@ -125,15 +124,15 @@ def test_kohyas_oft_turns_by_its_formula(case: LayerCase, alpha: float) -> None:
 
 def test_the_header_names_kohya_where_the_prefix_does_not() -> None:
     file = {"x.oft_blocks": random(2, 4, 4), "x.alpha": torch.tensor(0.0)}
-    assert loaded(file, {"ss_network_module": "networks.oft"}).maker == "kohya"
-    assert loaded(file, {"ss_network_module": "lycoris.kohya"}).maker == "lycoris"
+    assert read(file, {"ss_network_module": "networks.oft"}).maker == "kohya"
+    assert read(file, {"ss_network_module": "lycoris.kohya"}).maker == "lycoris"
 
 
 def test_kohyas_parts_of_a_fused_weight_have_a_limit_each() -> None:
     case = named("linear")
     parts = [random(1, 2, 2), random(1, 3, 3), random(1, 3, 3).flip(1)]
     blocks = {f"oft_unet_x.oft_blocks.{i}": part for i, part in enumerate(parts)}
-    adapter = loaded(blocks | {"oft_unet_x.alpha": torch.tensor(0.25)})
+    adapter = read(blocks | {"oft_unet_x.alpha": torch.tensor(0.25)})
     assert isinstance(adapter, SplitOft)
     rotation = torch.block_diag(
         *(kohya_matrix(part, 0.25 * part.shape[0] * part.shape[1]) for part in parts)
@@ -175,7 +174,7 @@ def test_alpha_is_a_factor_everywhere_else(
     module: str, alpha: float, metadata: dict[str, str]
 ) -> None:
     file = {f"{module}.oft_blocks": random(2, 4, 4), f"{module}.alpha": torch.tensor(alpha)}
-    adapter = loaded(file, metadata)
+    adapter = read(file, metadata)
     assert isinstance(adapter, DiagOft)
     assert adapter.limit == alpha * 8
 
@@ -193,13 +192,17 @@ class Model(nn.Module):
 
 
 def trained_by_peft(case: LayerCase, **options: Any) -> tuple[nn.Module, dict[str, Tensor], dict]:
+    return given_to_peft(case.to(torch.float32).module, **options)
+
+
+def given_to_peft(layer: nn.Module, **options: Any) -> tuple[nn.Module, dict[str, Tensor], dict]:
     """PEFT's own model with random vectors, what it saves, and its configuration."""
-    config = OFTConfig(target_modules=["layer"], r=0, oft_block_size=3, **options)
-    model = get_peft_model(Model(case.to(torch.float32).module), config)
+    config = peft.OFTConfig(target_modules=["layer"], r=0, oft_block_size=3, **options)
+    model = peft.get_peft_model(Model(layer), config)
     for name, parameter in model.named_parameters():
-        if "oft_R" in name:
+        if "oft_" in name:
             parameter.data.copy_(random(*parameter.shape))
-    return model, get_peft_model_state_dict(model), model.peft_config["default"].to_dict()
+    return model, peft.get_peft_model_state_dict(model), model.peft_config["default"].to_dict()
 
 
 PEFT_OPTIONS = [
@@ -216,7 +219,7 @@ with_options = pytest.mark.parametrize("options", PEFT_OPTIONS, ids=str)
 def test_it_equals_the_forward_of_peft_on_a_linear_layer(options: dict[str, Any]) -> None:
     case = named("linear").to(torch.float32)
     model, tensors, config = trained_by_peft(case, **options)
-    adapter = loaded(tensors, config=config)
+    adapter = read(tensors, config=config)
     assert isinstance(adapter, OftV2)
     require_same_effect(case, adapter, model(case.x) - case.module(case.x))
 
@@ -239,9 +242,21 @@ def test_it_equals_the_merge_of_peft_on_a_convolution(
     case: LayerCase, options: dict[str, Any]
 ) -> None:
     model, tensors, config = trained_by_peft(case, **options)
-    adapter = loaded(tensors, config=config)
+    adapter = read(tensors, config=config)
     merged = model.merge_and_unload().layer
     require_same_effect(case, adapter, weight_effect(case, merged.weight.detach()))
+
+
+@with_options
+def test_a_table_of_tokens_turns_as_in_peft(options: dict[str, Any]) -> None:
+    base = nn.Embedding(8, 6)
+    tokens, table = torch.arange(8), base.weight.detach().clone()
+    model, tensors, config = given_to_peft(base, **options)
+    adapter = read(tensors, config=config)
+    assert isinstance(adapter, OftEmbedding)
+    change, expected = adapter.delta_weight(table), model(tokens).detach() - table
+    assert expected.norm() > 0.05 * table.norm()
+    assert (change - expected).norm() < 1e-5 * expected.norm()
 
 
 @pytest.mark.parametrize("series", [True, False])
@@ -250,7 +265,7 @@ def test_the_header_of_diffusers_says_which_way_peft_turns(series: bool) -> None
     model, tensors, _ = trained_by_peft(case, use_cayley_neumann=series)
     tensors = {key.replace("base_model.model.", "unet."): value for key, value in tensors.items()}
     header = {"unet.use_cayley_neumann": series, "unet.peft_version": "0.21.2"}
-    adapter = loaded(tensors, {"lora_adapter_metadata": json.dumps(header)})
+    adapter = read(tensors, {"lora_adapter_metadata": json.dumps(header)})
     require_same_effect(case, adapter, model(case.x) - case.module(case.x))
 
 
@@ -258,21 +273,35 @@ def test_peft_before_0_18_counts_the_last_power_twice() -> None:
     vectors = random(2, 3) / 4
     config = {"use_cayley_neumann": True, "num_cayley_neumann_terms": 5}
     case = named("linear")
-    adapter = loaded({"base_model.model.x.oft_R.weight": vectors}, config=config)
+    adapter = read({"base_model.model.x.oft_R.weight": vectors}, config=config)
     skew = skew_from(vectors)
     rotation = torch.eye(3) + sum(2 * torch.linalg.matrix_power(skew, n) for n in (1, 2, 3, 4))
     expected = weight_effect(case, rotated_columns(case.weight, blocks_of(rotation).T))
     require_same_effect(case, adapter, expected)
-    newer = loaded({"x.oft_R.weight": vectors}, config=config | {"peft_version": "0.18.0@1a2b"})
+    newer = read({"x.oft_R.weight": vectors}, config=config | {"peft_version": "0.18.0@1a2b"})
     assert not torch.allclose(newer.delta_weight(case.weight), adapter.delta_weight(case.weight))
+
+
+@pytest.mark.parametrize("terms", [-1, 10**9])
+def test_a_series_that_no_training_has_is_refused(terms: int) -> None:
+    config = {"use_cayley_neumann": True, "num_cayley_neumann_terms": terms}
+    with pytest.raises(FormatError, match="x: its configuration asks for a series of"):
+        read({"x.oft_R.weight": random(2, 3)}, config=config)
+
+
+def test_numbers_of_the_configuration_that_are_not_finite_count_as_missing() -> None:
+    options = {"coft": True, "eps": math.nan, "num_cayley_neumann_terms": math.inf}
+    adapter = read({"x.oft_R.weight": random(2, 3)}, config=options)
+    assert isinstance(adapter, OftV2)
+    assert (adapter.coft_eps, adapter.terms) == (6e-5, 5)
 
 
 def test_names_in_memory_are_known_too() -> None:
     for key in ("x.oft_R.default.weight", "x.oft_R.weight"):
-        assert isinstance(loaded({key: random(2, 3)}), OftV2)
-    assert isinstance(loaded({"x.oft_r.default": random(2, 3, 3)}), PeftOutputOft)
+        assert isinstance(read({key: random(2, 3)}), OftV2)
+    assert isinstance(read({"x.oft_r.default": random(2, 3, 3)}), PeftOutputOft)
     in_memory = {"x.oft_r.default": random(2, 3, 3), "x.oft_s.default": random(8, 1)}
-    assert isinstance(loaded(in_memory), PeftInputOft)
+    assert isinstance(read(in_memory), PeftInputOft)
 
 
 @everywhere
@@ -287,7 +316,7 @@ def test_peft_to_0_13_turns_the_outputs_by_its_formula(
     rotation = cayley_matrix(-skew).expand(count, -1, -1)
     cropped = blocks_of(rotation)[:8, :8]
     expected = weight_effect(case, rotated_rows(case.weight, cropped.T))
-    require_same_effect(case, loaded({"x.oft_r": blocks}), expected)
+    require_same_effect(case, read({"x.oft_r": blocks}), expected)
 
 
 @everywhere
@@ -299,13 +328,13 @@ def test_peft_0_14_turns_the_inputs_by_its_formula(case: LayerCase, shared: bool
     turned = rotated_columns(case.weight, rotation.T) * lengths.reshape(
         8, *[1] * (case.weight.ndim - 1)
     )
-    adapter = loaded({"x.oft_r": blocks, "x.oft_s": lengths})
+    adapter = read({"x.oft_r": blocks, "x.oft_s": lengths})
     require_same_effect(case, adapter, weight_effect(case, turned))
 
 
 def test_coft_of_old_peft_shrinks_the_blocks() -> None:
     blocks = random(2, 4, 4)
-    adapter = loaded({"x.oft_r": blocks}, config={"coft": True, "eps": 0.9})
+    adapter = read({"x.oft_r": blocks}, config={"coft": True, "eps": 0.9})
     norms = torch.linalg.vector_norm(blocks, dim=(1, 2), keepdim=True)
     assert (norms > 0.9 / 2**0.5).all()
     small = PeftOutputOft(blocks * 0.9 / 2**0.5 / norms)
@@ -338,7 +367,7 @@ def test_onetrainers_oft_turns_by_its_formula(case: LayerCase, scaled: bool) -> 
     file = {"lora_unet_x.oft_R.weight": vectors}
     if scaled:
         file["lora_unet_x.oft_R.scaled_oft"] = torch.tensor(True)
-    adapter = loaded(file, {"ot_branch": "master"})
+    adapter = read(file, {"ot_branch": "master"})
     turned = onetrainer_weight(case.weight, vectors, scaled=scaled)
     require_same_effect(case, adapter, weight_effect(case, turned))
 
@@ -363,7 +392,7 @@ def test_dora_oft_stretches_the_turned_rows(
     vectors = random(case.weight[0].numel() // 3, 3)
     marks = {"alpha": 3.0, "oft_block_size_metadata": 3.0, "scaled_oft_metadata": 1.0}
     file = {"oft_R.weight": vectors, **tensors, **{k: torch.tensor(v) for k, v in marks.items()}}
-    adapter = loaded({f"x.{key}": value for key, value in file.items()})
+    adapter = read({f"x.{key}": value for key, value in file.items()})
     turned = onetrainer_weight(case.weight, vectors, scaled=True)
     turned = turned * factor.reshape(8, *[1] * (turned.ndim - 1))
     require_same_effect(case, adapter, weight_effect(case, turned))
@@ -384,9 +413,9 @@ def test_coft_of_the_forks_is_read_from_their_marks() -> None:
         return {f"x.{name}": torch.tensor(value)}
 
     file = {"x.oft_R.weight": random(2, 3)} | mark("oft_coft_metadata", 1.0)
-    assert loaded(file).coft_eps == 6e-5
-    assert loaded(file | mark("coft_eps_metadata", 0.5)).coft_eps == 0.5
-    assert loaded(file | mark("oft_coft_metadata", 0.0)).coft_eps is None
+    assert read(file).coft_eps == 6e-5
+    assert read(file | mark("coft_eps_metadata", 0.5)).coft_eps == 0.5
+    assert read(file | mark("oft_coft_metadata", 0.0)).coft_eps is None
 
 
 # What cannot be decided
@@ -432,6 +461,10 @@ def test_magnitudes_without_their_norm_are_refused() -> None:
         (DiagOft(random(2, 4, 4), random(6, 1)), "6 rows are stretched, the weight has 8"),
         (PeftOutputOft(random(2, 3, 3)), "2 blocks of 3 do not split 8 outputs"),
         (PeftOutputOft(random(1, 9, 9)), "1 blocks of 9 do not split 8 outputs"),
+        (PeftOutputOft(random(1, 0, 0)), "1 blocks of 0 do not split 8 outputs"),
+        (PeftOutputOft(random(0, 4, 4)), "0 blocks of 4 do not split 8 outputs"),
+        (SplitOft(random(1, 8, 8), random(1, 0, 0)), r"8 \+ 0 outputs, the weight has 8"),
+        (PeftInputOft(random(1, 0, 0), random(8, 1)), "1 blocks of 0 rotate 0 inputs"),
         (PeftInputOft(random(2, 4, 4), random(8, 1)), "rotate 8 inputs, the weight has 6"),
         (OftV2(random(3, 3)), "3 blocks of 3 rotate 9 inputs, the weight has 6"),
         (OftV2(random(1, 6)), "1 blocks of 4 rotate 4 inputs, the weight has 6"),
@@ -450,8 +483,10 @@ def test_a_norm_has_no_side_that_could_turn() -> None:
 
 def test_a_start_needs_blocks_that_can_turn() -> None:
     layer = named("linear").layer
-    with pytest.raises(ShapeError, match="8 has no divisor from 2 to 1"):
+    with pytest.raises(ShapeError, match=r"8 would be split into blocks of 1, .* raise the rank"):
         DiagOft.initial(layer, InitialConfig(rank=1), torch.Generator())
+    with pytest.raises(ShapeError, match="6 would be split into blocks of 1"):
+        OftV2.initial(layer, InitialConfig(rank=1), torch.Generator())
 
 
 # The matrices

@@ -19,6 +19,7 @@ from anyadapter.algorithms.adapters.lora import Lora, LoraTucker
 from anyadapter.algorithms.adapters.norm import Norm
 from anyadapter.algorithms.adapters.oft import (
     DiagOft,
+    OftEmbedding,
     OftV2,
     PeftInputOft,
     PeftOutputOft,
@@ -277,6 +278,12 @@ def _without_kernels() -> list[LayerCase]:
     return [case for case in cases if set(case.layer.weight_shape[2:]) <= {1}]
 
 
+def _few() -> list[LayerCase]:
+    """A layer for each way of a rotation, for variants that differ in their matrices only."""
+    names = ("linear", "conv2d 1x1", "conv2d 3x5", "conv2d, 2 groups")
+    return [case for case in product_cases() if case.name in names]
+
+
 def _convolutions() -> list[LayerCase]:
     return [case for case in product_cases() if case.layer.kind == "conv"]
 
@@ -424,19 +431,20 @@ ADAPTER_CASES = (
     AdapterCase("oft of peft, outputs", _peft_output_oft),
     AdapterCase("oft of peft, inputs", _peft_input_oft),
     AdapterCase("oft v2", _oft_v2),
-    AdapterCase("oft v2, exact", lambda case: _oft_v2(case, terms=None)),
-    AdapterCase("oft v2, shared", lambda case: _oft_v2(case, shared=True)),
+    AdapterCase("oft v2, exact", lambda case: _oft_v2(case, terms=None), _few),
+    AdapterCase("oft v2, shared", lambda case: _oft_v2(case, shared=True), _few),
+    AdapterCase("oft v2 of an embedding", lambda case: OftEmbedding(_oft_v2(case).vectors), _few),
     AdapterCase("oft of onetrainer", _onetrainer_oft),
-    AdapterCase("dora-oft", _dora_oft),
-    AdapterCase("oft with multiplier", lambda case: _multiplied_oft(case, log=False)),
-    AdapterCase("oft with log multiplier", lambda case: _multiplied_oft(case, log=True)),
+    AdapterCase("dora-oft", _dora_oft, _few),
+    AdapterCase("oft with multiplier", lambda case: _multiplied_oft(case, log=False), _few),
+    AdapterCase("oft with log multiplier", lambda case: _multiplied_oft(case, log=True), _few),
     AdapterCase("boft", _boft, rows=EVEN_ROWS),
     AdapterCase(
         "boft, limit and rescale",
         lambda case: _boft(case, rescaled=True, alpha=0.125),
         rows=EVEN_ROWS,
     ),
-    AdapterCase("boft of wide blocks", _boft_of_wide_blocks, rows=EVEN_ROWS),
+    AdapterCase("boft of wide blocks", _boft_of_wide_blocks, _few, EVEN_ROWS),
     AdapterCase("boft of peft", _peft_boft),
     AdapterCase("boft of peft in stages", _peft_boft_in_stages, _with_pairs_of_blocks),
     *PEFT_CASES,

@@ -1,27 +1,11 @@
-"""The effect of an adapter file on a layer, in hook and in patch mode, and how far two are apart."""
-
-from collections.abc import Mapping
-from typing import Any
+"""The effect of an adapter on a layer in hook and in patch mode, held against another tool's."""
 
 import torch
 from torch import Tensor
 
 from anyadapter.algorithms.adapters import Adapter
-from anyadapter.algorithms.formats.parse import parse_tensors
 from anyadapter.algorithms.strength import Placed, hooked_output, merged_bias, merged_weight
 from layer_cases import LayerCase
-
-
-def loaded(
-    tensors: Mapping[str, Tensor],
-    metadata: Mapping[str, str] | None = None,
-    config: Mapping[str, Any] | None = None,
-) -> Adapter:
-    """Returns the only adapter of a file, read with all that its header says."""
-    parsed = parse_tensors(tensors, metadata or {}, "file.safetensors", config).as_trained()
-    assert not parsed.unclaimed
-    ((adapter,),) = parsed.adapters.values()
-    return adapter
 
 
 def hooked_effect(case: LayerCase, adapter: Adapter, strength: float = 1.0) -> Tensor:

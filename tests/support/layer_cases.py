@@ -109,6 +109,7 @@ def wide_cases() -> list[LayerCase]:
     return [
         _case("linear, 12 inputs", nn.Linear(12, 8), 2, 7, 12),
         _case("conv2d 1x1, 2 groups", nn.Conv2d(24, 8, 1, groups=2), 2, 24, 4, 5),
+        _case("conv2d, 12 inputs", nn.Conv2d(12, 8, (3, 5), padding=1), 2, 12, 7, 9),
     ]
 
 
