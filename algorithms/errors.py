@@ -29,10 +29,6 @@ class MissingTensorError(FormatError):
     """A module of the file has some tensors of its method and lacks a required one."""
 
 
-class UndecidedError(FormatError):
-    """The same tensors mean different things in different tools, and nothing tells which made them."""
-
-
 class NonFiniteError(FormatError):
     """A tensor holds NaN or infinity."""
 
