@@ -174,7 +174,7 @@ def of_module(config: Mapping[str, Any], module: str) -> dict[str, Any]:
         module: Module name as in the file.
     """
     for prefix in {key.rpartition(".")[0] for key in config if "." in key}:
-        if without_wrapper(module).startswith(prefix + "."):
+        if module.removeprefix(WRAPPER).startswith(prefix + "."):
             start = prefix + "."
             return {
                 key.removeprefix(start): value
@@ -188,27 +188,32 @@ def by_pattern(patterns: Any, module: str, default: Any) -> Any:
     """Returns the value of the first pattern that fits a module's name, else the default.
 
     The rule of PEFT's `get_pattern_key`: a pattern fits the end of a name from a dot on; one that
-    starts with `^` fits the whole name, which PEFT counts from the model that it wraps.
+    starts with `^` is about the whole name, which PEFT counts from the model that it wraps.
     """
-    for pattern, value in (patterns or {}).items():
-        if any(_fits(pattern, name) for name in _names(module)):
-            return value
-    return default
+    name = name_in_model(module)
+    return next(
+        (value for pattern, value in (patterns or {}).items() if _fits(pattern, name)), default
+    )
 
 
 COMPONENTS = re.compile(r"(unet|transformer(_2)?|text_encoder(_[23])?|diffusion_model)\.")
 """What stands before the names of a model inside of a pipeline."""
 
 
-def without_wrapper(module: str) -> str:
-    """Returns a module's name without what PEFT's own wrapper puts before it."""
-    return module.removeprefix("base_model.model.")
+WRAPPER = "base_model.model."
+"""What PEFT's own wrapper puts before the names of a model."""
 
 
-def _names(module: str) -> list[str]:
-    name = without_wrapper(module)
-    inside = COMPONENTS.match(name)
-    return [name] if inside is None else [name, name[inside.end() :]]
+def name_in_model(module: str) -> str:
+    """Returns a module's name as PEFT counts it: from the model that it wraps.
+
+    What follows PEFT's wrapper is that name. Without it a component of a pipeline stands first.
+    """
+    if module.startswith(WRAPPER):
+        return module.removeprefix(WRAPPER)
+    component = COMPONENTS.match(module)
+    name = module if component is None else module[component.end() :]
+    return name.removeprefix(WRAPPER)
 
 
 def _fits(pattern: str, name: str) -> bool:
@@ -219,10 +224,8 @@ def _fits(pattern: str, name: str) -> bool:
 
 
 def _is_target(module: str, targets: Sequence[Any]) -> bool:
-    names = _names(module)
-    return any(
-        name == target or name.endswith(f".{target}") for name in names for target in targets
-    )
+    name = name_in_model(module)
+    return any(name == target or name.endswith(f".{target}") for target in targets)
 
 
 def _expected_rank(config: Mapping[str, Any], module: str) -> float | None:

@@ -19,6 +19,7 @@ from anyadapter.algorithms.formats.metadata import AdapterMetadata
 from anyadapter.algorithms.formats.parse import AdapterSet, parse_file, parse_tensors
 from anyadapter.algorithms.formats.read import read_file
 from anyadapter.algorithms.formats.write import to_tensors
+from import_peft import get_pattern_key
 
 CONFIG = {"peft_type": "LORA", "r": 4, "lora_alpha": 2, "target_modules": ["to_q", "to_k"]}
 
@@ -136,16 +137,24 @@ PATTERNS = [
 ]
 
 
-@pytest.mark.parametrize("prefix", ["", "base_model.model.", "unet.", "transformer."])
-def test_patterns_fit_the_names_that_they_fit_in_peft(prefix: str) -> None:
-    other = pytest.importorskip("peft.utils.other")
+@pytest.mark.parametrize(
+    "prefix",
+    ["", "base_model.model.", "unet.", "unet.base_model.model.", "transformer.", "text_encoder_2."],
+)
+@pytest.mark.parametrize("patterns", PATTERNS, ids=str)
+def test_patterns_fit_the_names_that_they_fit_in_peft(
+    prefix: str, patterns: dict[str, int]
+) -> None:
     for name in NAMES:
-        for patterns in PATTERNS:
-            expected = patterns.get(other.get_pattern_key(patterns.keys(), name), 0)
-            anchored = any(key.startswith("^(?!") for key in patterns)
-            if prefix in ("unet.", "transformer.") and anchored:
-                continue  # what excludes a whole name may still fit the name with its component
-            assert peft.by_pattern(patterns, prefix + name, 0) == expected, (name, patterns)
+        expected = patterns.get(get_pattern_key(patterns.keys(), name), 0)
+        assert peft.by_pattern(patterns, prefix + name, 0) == expected, name
+
+
+def test_a_name_behind_the_wrapper_of_peft_is_taken_as_it_is() -> None:
+    # A language model's own `transformer.` is no component of a pipeline.
+    module = "base_model.model.transformer.h.0"
+    assert peft.by_pattern({"^h.0": 1}, module, 0) == 0
+    assert peft.by_pattern({"^transformer.h.0": 1}, module, 0) == 1
 
 
 def test_each_component_of_a_header_has_its_own_configuration() -> None:

@@ -1,7 +1,5 @@
 """PEFT's own forward against ours, from the file that PEFT saves, for every method of it."""
 
-import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,15 +13,8 @@ from anyadapter.algorithms.formats.parse import AdapterSet, parse_file
 from anyadapter.algorithms.formats.read import read_file
 from anyadapter.algorithms.layers import Layer
 from anyadapter.algorithms.strength import Placed, hooked_output, merged_bias, merged_weight
+from import_peft import peft
 from layer_cases import LayerCase, layer_of
-from start_comfyui import declare_missing_torchvision_ops
-
-# PEFT imports transformers, which imports torchvision where it is installed.
-if (Path(sys.prefix) / "lib").exists() and any(
-    Path(entry, "torchvision").is_dir() for entry in sys.path
-):
-    declare_missing_torchvision_ops()
-peft = pytest.importorskip("peft")
 
 # What PEFT says of itself: of its sparse tensors, of every layer norm, and of every bias.
 pytestmark = [
@@ -131,7 +122,7 @@ CASES = [
 
 
 @pytest.fixture(params=CASES, ids=str)
-def trained(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Any, AdapterSet]]:
+def trained(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Any, AdapterSet]:
     """A model with a random adapter of PEFT, and what we read from the file it saves."""
     case: Case = request.param
     config = peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING[case.type](
