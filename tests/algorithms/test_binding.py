@@ -35,21 +35,6 @@ def parsed(*tensors: dict[str, Tensor], **metadata: str) -> AdapterSet:
     return parse_tensors(together, metadata, "style.safetensors")
 
 
-def test_a_key_map_is_the_identity_there_and_back() -> None:
-    for target in (TO_K, TO_V):
-        for name in KEY_MAP.names(target):
-            assert KEY_MAP.target(name) == target
-    assert KEY_MAP.names(TO_K) == ("lora_unet_attn2_to_k", "unet.attn2.to_k")
-    assert len(KEY_MAP) == 3
-
-
-def test_a_key_map_refuses_contradictions() -> None:
-    with pytest.raises(ValueError, match="which the model does not have"):
-        KeyMap([("a", Target("gone.weight"))], SHAPES)
-    with pytest.raises(ValueError, match="and to"):
-        KeyMap([("a", TO_K), ("a", TO_V)], SHAPES)
-
-
 def test_adapters_find_whole_weights_and_slices() -> None:
     adapters = parsed(lora("lora_unet_attn2_to_k", 8, 768), lora("lora_unet_to_v", 4, 6))
     binding = bind(adapters, KEY_MAP)
