@@ -238,18 +238,26 @@ MODELS: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 
 
-def real_model(family: str) -> nn.Module:
-    """Returns ComfyUI's model of a family, with its tensors on the meta device."""
-    supported_model, config = MODELS[family]
-    model_config = supported_model(dict(config))
+def real_model(
+    family: str, config: dict[str, Any] | None = None, device: torch.device | None = None
+) -> nn.Module:
+    """Returns ComfyUI's model of a family, with its tensors on the meta device.
+
+    Args:
+        family: One of `MODELS`.
+        config: Other sizes than the real ones.
+        device: Where the tensors shall be instead, without being initialised.
+    """
+    supported_model, real_config = MODELS[family]
+    model_config = supported_model(dict(config or real_config))
     for key, value in supported_model.unet_extra_config.items():
         model_config.unet_config.setdefault(key, value)
-    meta = torch.device("meta")
+    place = device or torch.device("meta")
     linspace = torch.linspace
     # Some classes read numbers of a schedule while they are made.
     torch.linspace = lambda *args, **options: linspace(*args, **{**options, "device": "cpu"})
     try:
-        with meta:
-            return model_config.get_model({}, "", device=meta)
+        with place:
+            return model_config.get_model({}, "", device=place)
     finally:
         torch.linspace = linspace
