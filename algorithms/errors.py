@@ -41,5 +41,9 @@ class NoMatchError(AdapterError):
     """No module of the file has a home in the model: most likely made for another family."""
 
 
+class AmbiguousNameError(AdapterError):
+    """A module name of a file means two different weights of the model."""
+
+
 class UnsupportedLayerError(AdapterError):
     """A method has no meaning on this kind of layer, or a layer cannot be reached."""

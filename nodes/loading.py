@@ -7,7 +7,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..algorithms.binding import Binding, bind, families, require_match
+from ..algorithms.binding import Binding, bind, causes, families, require_match
 from ..algorithms.errors import AdapterError, listed
 from ..algorithms.families import in_text_encoder
 from ..algorithms.formats.parse import AdapterSet
@@ -131,13 +131,13 @@ class LoadAdapter(io.ComfyNode):
             return io.NodeOutput(model, clip, f"Strength 0: {adapter} was not read.")
         adapter_set = load_adapter(adapter).as_trained(corrections=scale == AS_TRAINED)
         adapter_set, notes = _cut(adapter_set, rank)
-        key_maps = [KEY_MAPS[name](parts[name]) for name in connected]
-        bindings = [bind(adapter_set, key_map) for key_map in key_maps]
-        homeless = require_match(adapter_set, bindings, key_maps)
+        key_maps = {name: KEY_MAPS[name](parts[name]) for name in connected}
+        bindings = {name: bind(adapter_set, key_map) for name, key_map in key_maps.items()}
+        homeless = require_match(adapter_set, [*bindings.values()], [*key_maps.values()])
         if homeless:
-            notes += _other_family(adapter_set, key_maps)
+            notes += _other_family(adapter_set, [*key_maps.values()])
         coverage: list[Coverage] = []
-        for name, binding in zip(connected, bindings, strict=True):
+        for name, binding in bindings.items():
             parts[name], applied = _adapted(parts[name], binding, strengths[name], mode)
             coverage.append(_coverage(name, binding, applied, homeless))
             notes += _biases(applied)
@@ -146,7 +146,8 @@ class LoadAdapter(io.ComfyNode):
         if adapter_set.embeddings:
             parts[CLIP], sentences = _embeddings(adapter_set, parts[CLIP])
             notes += sentences
-        text = report(adapter_set, coverage, homeless, notes)
+        causes_found = causes(adapter_set, homeless, key_maps.get(MODEL), key_maps.get(CLIP))
+        text = report(adapter_set, coverage, causes_found, notes)
         show_text(cls.hidden.unique_id, text)
         return io.NodeOutput(*parts.values(), text, ui={"text": [text]})
 

@@ -5,9 +5,10 @@
 Source: LoRA, Hu et al. 2021, arXiv 2106.09685, section 4.1. LoRA-LierLa is its use on linear layers
 and 1x1 convolutions, LoRA-C3Lier (LoCon) on all convolutions: `down` then carries the kernel.
 On disk: kohya sd-scripts and LyCORIS (`lora_up`, `lora_down`, `alpha`), PEFT (`lora_A`, `lora_B`),
-and the two older spellings of diffusers. Without `alpha` the scale is 1. LoRA+, LoRA-FA and rsLoRA
-train it in other ways and save the same tensors; a DyLoRA file is one too, cut by `sliced`.
-The bias of PEFT (`lora_B.bias`) is scaled like the product. `reshape_weight` is ComfyUI's.
+the two older spellings of diffusers, and XLabs' (`.up`, `.down` after a name that ends in `lora1`).
+Without `alpha` the scale is 1. LoRA+, LoRA-FA and rsLoRA train it in other ways and save the same
+tensors; a DyLoRA file is one too, cut by `sliced`. The bias of PEFT (`lora_B.bias`) is scaled like
+the product. `reshape_weight` is ComfyUI's.
 """
 
 from dataclasses import dataclass, replace
@@ -41,6 +42,7 @@ UP = Role(
         "_lora.up.weight",
         ".lora.up.weight",
         ".lora_linear_layer.up.weight",
+        ".up.weight",
     ),
 )
 DOWN = Role(
@@ -53,6 +55,7 @@ DOWN = Role(
         "_lora.down.weight",
         ".lora.down.weight",
         ".lora_linear_layer.down.weight",
+        ".down.weight",
     ),
 )
 BIAS = Role("bias", (".lora_up.bias", ".lora_B.bias", ".lora_B.*.bias"), required=False)
