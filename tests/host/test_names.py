@@ -17,8 +17,10 @@ from comfy import sd1_clip, sdxl_clip
 from comfy.text_encoders import flux, hunyuan_video, lumina2, sd2_clip, sd3_clip, wan
 from torch import nn
 
+from anyadapter.algorithms.binding import bind
 from anyadapter.algorithms.errors import AmbiguousNameError
 from anyadapter.algorithms.families import detect, encoders, sizes_of
+from anyadapter.algorithms.formats.parse import parse_tensors
 from anyadapter.algorithms.keymap import KeyMap, Target
 from anyadapter.algorithms.layers import Rows, swap_halves
 from anyadapter.nodes.host.keymaps import diffusion_model_key_map, text_encoder_key_map
@@ -36,6 +38,7 @@ FAMILIES = {
     "wan": "Wan",
     "wan_small": "Wan",
     "wan_i2v": "Wan",
+    "wan_vace": "Wan",
     "hunyuan_video": "HunyuanVideo",
     "qwen_image": "Qwen-Image",
     "z_image": "Z-Image",
@@ -168,8 +171,9 @@ def test_names_mean_what_diffusers_own_conversion_says(family: str) -> None:
     for named in weights_of(family):
         if named.origin is None:
             continue
-        key = f"diffusion_model.{named.origin}"
-        key = key if key in key_map.shapes else f"{key}.weight"
+        ends = ("", ".weight", ".scale")
+        keys = [f"diffusion_model.{named.origin}{end}" for end in ends]
+        key = next(key for key in keys if key in key_map.shapes)
         rows = None
         if named.place == "swapped":
             rows = Rows(0, named.shape[0], swap_halves)
@@ -380,6 +384,29 @@ def test_the_spelling_of_a_slice_is_understood(
 )
 def test_a_name_that_fits_nothing_means_nothing(family: str, name: str) -> None:
     assert key_map_of(family).target(name) is None
+
+
+def test_a_file_of_xlabs_lands_on_the_fused_layers() -> None:
+    """Its suffix is part of its names: nothing of such a file was understood."""
+    sizes = {
+        "double_blocks.0.processor.qkv_lora1": (9216, 3072),
+        "double_blocks.0.processor.proj_lora2": (3072, 3072),
+        "single_blocks.5.processor.qkv_lora": (9216, 3072),
+        "single_blocks.5.processor.proj_lora": (3072, 15360),
+    }
+    tensors = {
+        f"{name}.{end}.weight": torch.ones(*shape)
+        for name, (outputs, inputs) in sizes.items()
+        for end, shape in (("up", (outputs, 2)), ("down", (2, inputs)))
+    }
+    binding = bind(parse_tensors(tensors, {}, "xlabs.safetensors"), key_map_of("flux"))
+    assert not binding.unmatched
+    assert [item.target for item in binding.bound] == [
+        Target("diffusion_model.double_blocks.0.img_attn.qkv.weight"),
+        Target("diffusion_model.double_blocks.0.txt_attn.proj.weight"),
+        Target("diffusion_model.single_blocks.5.linear1.weight", Rows(0, 9216)),
+        Target("diffusion_model.single_blocks.5.linear2.weight"),
+    ]
 
 
 def test_a_key_map_is_built_once_for_a_model() -> None:

@@ -1,9 +1,13 @@
 """ComfyUI's own model classes at the real sizes of the model families, without memory."""
 
+from dataclasses import fields
 from typing import Any
 
 import comfy.supported_models as supported
 import torch
+from comfy.ldm.chroma.model import ChromaParams
+from comfy.ldm.flux.model import FluxParams
+from comfy.ldm.hunyuan_video.model import HunyuanVideoParams
 from torch import nn
 
 UNET = {
@@ -149,6 +153,10 @@ MODELS: dict[str, tuple[Any, dict[str, Any]]] = {
         WAN | {"dim": 1536, "num_heads": 12, "ffn_dim": 8960, "num_layers": 30},
     ),
     "wan_i2v": (supported.WAN21_I2V, WAN | {"in_dim": 36, "model_type": "i2v"}),
+    "wan_vace": (
+        supported.WAN21_Vace,
+        WAN | {"model_type": "vace", "vace_in_dim": 96, "vace_layers": 8},
+    ),
     "hunyuan_video": (
         supported.HunyuanVideo,
         FLUX
@@ -237,12 +245,22 @@ MODELS: dict[str, tuple[Any, dict[str, Any]]] = {
     ),
 }
 
+PARAMETERS = {
+    "flux": FluxParams,
+    "chroma": ChromaParams,
+    "hunyuan_video": HunyuanVideoParams,
+}
+LATER = {"txt_ids_dims": [], "meanflow_sum": False, "vec_in_dim": None}
+"""What these classes ask for on newer hosts."""
+
 
 def real_model(family: str) -> nn.Module:
     """Returns ComfyUI's model of a family, with its tensors on the meta device."""
     supported_model, config = MODELS[family]
     model_config = supported_model(dict(config))
-    for key, value in supported_model.unet_extra_config.items():
+    asked_for = {field.name for field in fields(PARAMETERS[family])} if family in PARAMETERS else ()
+    later = {key: value for key, value in LATER.items() if key in asked_for}
+    for key, value in (later | supported_model.unet_extra_config).items():
         model_config.unet_config.setdefault(key, value)
     meta = torch.device("meta")
     linspace = torch.linspace

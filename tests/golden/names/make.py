@@ -72,6 +72,7 @@ HIDREAM = {
     "llama_layers": [*range(32), *[31] * 16],
 }
 WAN_I2V = {"in_channels": 36, "image_dim": 1280, "added_kv_proj_dim": 5120}
+WAN_VACE = {"vace_layers": list(range(0, 40, 5)), "vace_in_channels": 96}
 WAN_SMALL = {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30}
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -92,6 +93,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "wan": ("WanTransformer3DModel", {}),
     "wan_small": ("WanTransformer3DModel", WAN_SMALL),
     "wan_i2v": ("WanTransformer3DModel", WAN_I2V),
+    "wan_vace": ("WanVACETransformer3DModel", WAN_VACE),
     "hunyuan_video": ("HunyuanVideoTransformer3DModel", {}),
     "qwen_image": ("QwenImageTransformer2DModel", {}),
     "z_image": ("ZImageTransformer2DModel", {}),
@@ -112,6 +114,7 @@ CONVERSIONS: dict[str, Convert] = {
     "wan": conversion.convert_wan_transformer_to_diffusers,
     "wan_small": conversion.convert_wan_transformer_to_diffusers,
     "wan_i2v": conversion.convert_wan_transformer_to_diffusers,
+    "wan_vace": conversion.convert_wan_transformer_to_diffusers,
     "hunyuan_video": conversion.convert_hunyuan_video_transformer_to_diffusers,
     "z_image": conversion.convert_z_image_transformer_checkpoint_to_diffusers,
     "lumina2": conversion.convert_lumina2_to_diffusers,
@@ -172,7 +175,8 @@ def origins(family: str, shapes: dict[str, list[int]]) -> dict[str, str]:
         else:
             assert rows == [*whole[: len(rows) // 2], *range(first)], name
             place = "swapped"
-        found[name.removesuffix(".weight")] = f"{key.removesuffix('.weight')} {place}"
+        layer = key.removesuffix(".weight").removesuffix(".scale")
+        found[name.removesuffix(".weight")] = f"{layer} {place}"
     return found
 
 
