@@ -134,6 +134,30 @@ MODELS: dict[str, tuple[Any, dict[str, Any]]] = {
         supported.Flux,
         FLUX | {"image_model": "flux", "vec_in_dim": 768, "guidance_embed": True},
     ),
+    "flux2": (
+        supported.Flux2,
+        FLUX
+        | {
+            "image_model": "flux2",
+            "in_channels": 128,
+            "out_channels": 128,
+            "patch_size": 1,
+            "vec_in_dim": None,
+            "context_in_dim": 15360,
+            "hidden_size": 6144,
+            "mlp_ratio": 3.0,
+            "num_heads": 48,
+            "depth": 8,
+            "depth_single_blocks": 48,
+            "axes_dim": [32] * 4,
+            "theta": 2000,
+            "qkv_bias": False,
+            "guidance_embed": True,
+            "global_modulation": True,
+            "mlp_silu_act": True,
+            "ops_bias": False,
+        },
+    ),
     "chroma": (
         supported.Chroma,
         FLUX
@@ -247,6 +271,7 @@ MODELS: dict[str, tuple[Any, dict[str, Any]]] = {
 
 PARAMETERS = {
     "flux": FluxParams,
+    "flux2": FluxParams,
     "chroma": ChromaParams,
     "hunyuan_video": HunyuanVideoParams,
 }

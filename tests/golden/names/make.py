@@ -89,6 +89,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "sdxl_refiner": ("UNet2DConditionModel", {**REFINER_BLOCKS, **XL}),
     "sd35_medium": ("SD3Transformer2DModel", SD35_MEDIUM),
     "flux": ("FluxTransformer2DModel", {"guidance_embeds": True}),
+    "flux2": ("Flux2Transformer2DModel", {}),
     "chroma": ("ChromaTransformer2DModel", {}),
     "wan": ("WanTransformer3DModel", {}),
     "wan_small": ("WanTransformer3DModel", WAN_SMALL),
@@ -110,6 +111,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 CONVERSIONS: dict[str, Convert] = {
     "sd35_medium": conversion.convert_sd3_transformer_checkpoint_to_diffusers,
     "flux": conversion.convert_flux_transformer_checkpoint_to_diffusers,
+    "flux2": conversion.convert_flux2_transformer_checkpoint_to_diffusers,
     "chroma": conversion.convert_chroma_transformer_checkpoint_to_diffusers,
     "wan": conversion.convert_wan_transformer_to_diffusers,
     "wan_small": conversion.convert_wan_transformer_to_diffusers,
