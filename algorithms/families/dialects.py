@@ -8,7 +8,7 @@ from .family import Family, Shapes
 from .tables import HOST_PREFIX
 from .text_encoders import WRAPPERS
 
-DOTTED = (HOST_PREFIX, "model.diffusion_model.", "transformer.", "unet.", "model.")
+DOTTED = (HOST_PREFIX, "model.diffusion_model.", "transformer.", "unet.")
 UNDERSCORED = (
     "lora_unet__",  # Wan-Fun
     "lora_unet_",

@@ -501,6 +501,7 @@ ENCODER_NAMES = [
         f"t5xxl.transformer.{T5_Q}",
     ),
     ("flux", "text_encoder_2.shared", "t5xxl.transformer.shared"),
+    ("wan", "text_encoder_2.encoder.embed_tokens", "umt5xxl.transformer.shared"),
     ("sd3", f"text_encoder_3.{T5_Q}", f"t5xxl.transformer.{T5_Q}"),
     ("sd3", f"text_encoder_2.text_model.{Q}", f"clip_g.transformer.text_model.{Q}"),
     ("sd3", "lora_te3_encoder_final_layer_norm", "t5xxl.transformer.encoder.final_layer_norm"),
@@ -539,6 +540,11 @@ ENCODER_NAMES = [
 )
 def test_a_layer_of_a_text_encoder_is_understood(family: str, name: str, module: str) -> None:
     assert clip_key_map(family).target(name) == Target(f"{module}.weight")
+
+
+def test_the_first_text_encoder_of_sdxl_is_not_the_one_of_its_refiner() -> None:
+    key_map = clip_key_map("sdxl_refiner")
+    assert key_map.target("lora_te1_text_model_encoder_layers_0_mlp_fc1") is None
 
 
 def test_a_name_that_fits_two_text_encoders_is_an_error() -> None:
