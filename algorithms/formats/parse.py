@@ -358,7 +358,12 @@ def _values(
         else:
             _require_numbers(tensors[key], key, role, where)
             values[role.field] = _finite(tensors[key], key, where)
-    check_fields(claim.method, {k: v for k, v in values.items() if isinstance(v, Tensor)}, where)
+    tensors_only = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    check_fields(claim.method, tensors_only, where)
+    if any(value.dtype == torch.float64 for value in tensors_only.values()):
+        # Changes are computed in float32 or in float64, so a product must not mix both.
+        floats = {k: v for k, v in tensors_only.items() if v.is_floating_point()}
+        values |= {name: value.double() for name, value in floats.items()}
     return values
 
 
