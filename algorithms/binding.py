@@ -1,13 +1,15 @@
 """Places the adapters of a file on the weights of a model, and says what found no home."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from .adapters import Adapter
+from .adapters.dora import Dora
 from .errors import FormatError, NoMatchError, ShapeError, listed
-from .families import Family, detect, in_text_encoder
+from .families import Family, detect, encoders, in_text_encoder, likely_cause, sizes_of
 from .formats.parse import AdapterSet
 from .keymap import KeyMap, Target
 
@@ -67,7 +69,33 @@ def bind(adapter_set: AdapterSet, key_map: KeyMap) -> Binding:
             f"{len(misfits) + len(bound)} layers: {listed(misfits, 1)}. "
             f"{_made_for(adapter_set, key_map)}"
         )
-    return Binding(tuple(bound), tuple(unmatched), tuple(misfits))
+    settled = _on_one_axis(bound, key_map.shapes)
+    return Binding(settled, tuple(unmatched), tuple(misfits))
+
+
+def _on_one_axis(
+    bound: Sequence[Bound], shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[Bound, ...]:
+    """Returns the same with DoRA magnitudes on the axis that the file has wherever it can be told.
+
+    A trainer has one axis for all layers. Only flattened magnitudes on square weights do not tell.
+    """
+    axes = {
+        bound_axes
+        for item in bound
+        if isinstance(item.adapter, Dora) and item.adapter.is_flat
+        for bound_axes in [item.adapter.axes(item.target.shape(shapes[item.target.weight]))]
+        if len(bound_axes) == 1
+    }
+    if len(axes) != 1:
+        return tuple(bound)
+    ((axis,),) = axes
+    return tuple(
+        replace(item, adapter=replace(item.adapter, flat_axis=axis))
+        if isinstance(item.adapter, Dora)
+        else item
+        for item in bound
+    )
 
 
 def dry_run(
@@ -83,7 +111,10 @@ def dry_run(
     Raises:
         ShapeError: The adapter does not fit the weight.
     """
-    shape = target.shape(shapes[target.weight])
+    own = target.shape(shapes[target.weight])
+    shape = adapter.grown(own)
+    if shape != own and target.rows is not None:
+        raise ShapeError("it makes the weight larger, which a part of a fused weight cannot be")
     shapes_only = adapter.to("meta")
     change = shapes_only.delta_weight(torch.empty(shape, device="meta"))
     assert change is None or change.shape == shape, f"{adapter.name} made {change.shape}"
@@ -122,29 +153,50 @@ def require_match(
     return tuple(module for module in adapter_set.adapters if module in nowhere)
 
 
+def causes(
+    adapter_set: AdapterSet,
+    homeless: Sequence[str],
+    model: KeyMap | None,
+    clip: KeyMap | None,
+) -> dict[str, list[str]]:
+    """Returns likely cause -> the modules that have no home for it, as the end of a sentence.
+
+    Args:
+        adapter_set: The file.
+        homeless: Its module names that mean nothing in any part that is connected.
+        model: The diffusion model, if one is connected.
+        clip: The text encoders, if there are any.
+    """
+    of_model = None if model is None else detect(sizes_of(model.shapes))
+    present = None if clip is None else encoders(clip.shapes)
+    found: dict[str, list[str]] = defaultdict(list)
+    for module in homeless:
+        sizes = _axis_sizes(adapter_set.adapters[module])
+        cause = likely_cause(module, sizes, of_model, present)
+        if model is None and not in_text_encoder(module):
+            cause = "no diffusion model is connected"
+        found[cause or "the model has no such layer"].append(module)
+    return found
+
+
 def families(
     adapter_set: AdapterSet, key_maps: Sequence[KeyMap]
 ) -> tuple[Family | None, Family | None]:
     """Returns the family that a file was made for and that of the model, by names and shapes."""
     of_file = detect(
-        {
-            module: frozenset(
-                size
-                for adapter in adapters
-                for tensor in adapter.tensors().values()
-                for size in tensor.shape
-            )
-            for module, adapters in adapter_set.adapters.items()
-        }
+        {module: _axis_sizes(adapters) for module, adapters in adapter_set.adapters.items()}
     )
-    of_model = detect(
-        {
-            weight: frozenset(shape)
-            for key_map in key_maps
-            for weight, shape in key_map.shapes.items()
-        }
+    sizes = {key: axes for key_map in key_maps for key, axes in sizes_of(key_map.shapes).items()}
+    return of_file, detect(sizes)
+
+
+def _axis_sizes(adapters: Sequence[Adapter]) -> frozenset[int]:
+    return frozenset(
+        size
+        for adapter in adapters
+        for tensor in adapter.tensors().values()
+        for size in tensor.shape
     )
-    return of_file, of_model
 
 
 def _of_one_family(adapter_set: AdapterSet, key_map: KeyMap) -> bool:

@@ -1,12 +1,11 @@
 """What the user is told about a loaded file: methods, ranks, layers, and what found no home."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from .adapters import Adapter
 from .adapters.lora import Lora, LoraTucker
 from .errors import listed
-from .families import in_text_encoder
 from .formats.parse import AdapterSet
 
 
@@ -29,7 +28,7 @@ class Coverage:
 def report(
     adapter_set: AdapterSet,
     coverage: Sequence[Coverage],
-    homeless: Sequence[str],
+    homeless: Mapping[str, Sequence[str]],
     notes: Sequence[str] = (),
 ) -> str:
     """Returns the text on the node.
@@ -37,7 +36,7 @@ def report(
     Args:
         adapter_set: The file.
         coverage: The model parts that are connected.
-        homeless: Module names that mean nothing in any of them.
+        homeless: Likely cause -> module names that mean nothing in any of them.
         notes: Further sentences.
     """
     lines = [methods(adapter_set), "Adapted: " + ", ".join(_covered(part) for part in coverage)]
@@ -50,7 +49,10 @@ def report(
             lines.append(
                 f"Patched as weights, since no hook reaches them: {listed(part.unhooked, 3)}"
             )
-    lines += _homeless(homeless, {part.part for part in coverage})
+    lines += [
+        f"Not applied: {_layers(len(modules))}, as {cause} ({listed(modules, 3)})"
+        for cause, modules in homeless.items()
+    ]
     if adapter_set.unclaimed:
         lines.append(f"Tensors not understood: {listed(adapter_set.unclaimed)}")
     sentences = [f"{line}." for line in lines]  # some pages show the line breaks as blanks
@@ -84,18 +86,6 @@ def _method_name(name: str, adapters: Sequence[Adapter], training: str | None) -
 
 def _covered(part: Coverage) -> str:
     return f"{part.part} {part.layers} of {_layers(part.modules)}"
-
-
-def _homeless(names: Sequence[str], connected: set[str]) -> list[str]:
-    """Returns a line for modules of a part that is not connected, and one for unknown names."""
-    lines: list[str] = []
-    for part, here in (("text encoder", True), ("diffusion model", False)):
-        of_part = [name for name in names if in_text_encoder(name) is here]
-        if of_part and part not in connected:
-            lines.append(f"Not applied, no {part} connected: {_layers(len(of_part))}")
-        elif of_part:
-            lines.append(f"No home in the {part}: {listed(of_part)}")
-    return lines
 
 
 def _layers(count: int) -> str:

@@ -19,13 +19,15 @@ from .errors import ShapeError
 
 if TYPE_CHECKING:
     from typing import Annotated as Float
+    from typing import Annotated as Integer
 else:
     try:
-        from jaxtyping import Float
+        from jaxtyping import Float, Integer
     except ImportError:
         from typing import Annotated as Float
+        from typing import Annotated as Integer
 
-__all__ = ["Float", "axes_fit", "check_fields"]
+__all__ = ["Float", "Integer", "axes_fit", "check_fields"]
 
 Sizes = dict[str, tuple[int, str]]
 """Letter -> (size, name of the field that set it)."""

@@ -7,13 +7,14 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..algorithms.binding import Binding, bind, families, require_match
+from ..algorithms.binding import Binding, bind, causes, families, require_match
 from ..algorithms.errors import AdapterError, listed
 from ..algorithms.families import in_text_encoder
 from ..algorithms.formats.parse import AdapterSet
 from ..algorithms.keymap import KeyMap
 from ..algorithms.report import Coverage, report
 from .host.applying import Applied, Mode, apply
+from .host.embeddings import offer
 from .host.files import adapter_names, adapter_state, load_adapter
 from .host.keymaps import diffusion_model_key_map, text_encoder_key_map
 from .host.messages import show_text
@@ -130,19 +131,23 @@ class LoadAdapter(io.ComfyNode):
             return io.NodeOutput(model, clip, f"Strength 0: {adapter} was not read.")
         adapter_set = load_adapter(adapter).as_trained(corrections=scale == AS_TRAINED)
         adapter_set, notes = _cut(adapter_set, rank)
-        key_maps = [KEY_MAPS[name](parts[name]) for name in connected]
-        bindings = [bind(adapter_set, key_map) for key_map in key_maps]
-        homeless = require_match(adapter_set, bindings, key_maps)
+        key_maps = {name: KEY_MAPS[name](parts[name]) for name in connected}
+        bindings = {name: bind(adapter_set, key_map) for name, key_map in key_maps.items()}
+        homeless = require_match(adapter_set, [*bindings.values()], [*key_maps.values()])
         if homeless:
-            notes += _other_family(adapter_set, key_maps)
+            notes += _other_family(adapter_set, [*key_maps.values()])
         coverage: list[Coverage] = []
-        for name, binding in zip(connected, bindings, strict=True):
+        for name, binding in bindings.items():
             parts[name], applied = _adapted(parts[name], binding, strengths[name], mode)
             coverage.append(_coverage(name, binding, applied, homeless))
             notes += _biases(applied)
             if strengths[name] == 0:
                 notes.append(f"The {name} is left alone: its strength is 0.")
-        text = report(adapter_set, coverage, homeless, notes)
+        if adapter_set.embeddings:
+            parts[CLIP], sentences = _embeddings(adapter_set, parts[CLIP])
+            notes += sentences
+        causes_found = causes(adapter_set, homeless, key_maps.get(MODEL), key_maps.get(CLIP))
+        text = report(adapter_set, coverage, causes_found, notes)
         show_text(cls.hidden.unique_id, text)
         return io.NodeOutput(*parts.values(), text, ui={"text": [text]})
 
@@ -185,6 +190,21 @@ def _other_family(adapter_set: AdapterSet, key_maps: list[KeyMap]) -> list[str]:
         f"The file was made for {made_for.name}, the model is {model.name}: "
         "only what fits is applied."
     ]
+
+
+def _embeddings(adapter_set: AdapterSet, clip: Any) -> tuple[Any, list[str]]:
+    """Returns the CLIP with the embeddings of the file, and what was done with them."""
+    names = list(adapter_set.embeddings)
+    if clip is None:
+        return clip, [f"Embeddings of the file not offered, no CLIP connected: {listed(names)}."]
+    clip, offered, refused = offer(clip, adapter_set.embeddings)
+    notes: list[str] = []
+    if offered:
+        words = [f"embedding:{name}" for name in offered]
+        notes.append(f"Embeddings of the file, to use in a prompt: {listed(words)}.")
+    if refused:
+        notes.append(f"Embeddings of the file that this CLIP does not take: {listed(refused)}.")
+    return clip, notes
 
 
 def _biases(applied: Applied) -> list[str]:

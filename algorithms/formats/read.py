@@ -90,7 +90,10 @@ class RawFile:
     header: Header
     _opened: Any = field(repr=False)
     config: dict[str, Any] = field(default_factory=dict[str, Any])
-    """PEFT's `adapter_config.json` beside the file; empty where there is none."""
+    """PEFT's `adapter_config.json` beside the file, whether it belongs to it or not; empty where
+    there is none."""
+    notes: tuple[str, ...] = ()
+    """What went wrong beside the file."""
 
     @property
     def name(self) -> str:
@@ -141,7 +144,8 @@ def read_file(path: Path) -> RawFile:
         raise FileError(_unreadable(path, error)) from error
     except SafetensorError as error:
         raise FileError(_invalid(path, str(error))) from error
-    return RawFile(header, opened)
+    config, notes = _read_config(config_beside(path))
+    return RawFile(header, opened, config, notes)
 
 
 def read_header(path: Path) -> Header:
@@ -191,6 +195,24 @@ def hollow(form: Form) -> Tensor:
     return torch.empty(form.shape, dtype=dtype, device="meta")
 
 
+def config_beside(path: Path) -> Path:
+    """Returns where PEFT keeps the configuration of an adapter file."""
+    return path.with_name("adapter_config.json")
+
+
+def _read_config(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Returns PEFT's configuration, and a note where there is one that cannot be read."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}, ()
+    except (OSError, ValueError) as error:
+        return {}, (f"{path.name} beside the file cannot be read and is not used: {error}.",)
+    if not isinstance(config, dict):
+        return {}, (f"{path.name} beside the file is no configuration and is not used.",)
+    return config, ()
+
+
 def gone(path: Path) -> str:
     """Returns the message for a file that was listed and is not there."""
     return f"{path.name} is not there any more. Refresh the list and choose again."
@@ -203,7 +225,8 @@ def _header_text(path: Path) -> tuple[bytes, int]:
         start = file.read(8)
         if size_bytes == 0:
             raise FileError(f"{path.name} is empty (0 bytes). Download or save it again.")
-        if start[:2] in (b"PK", b"\x80\x02", b"\x80\x04"):
+        # A header of 640 bytes starts like a pickle too; the length of a header ends with zeros.
+        if start[:2] in (b"PK", b"\x80\x02", b"\x80\x04") and start[4:] != bytes(4):
             raise FileError(f"{path.name} is a pickle file, whatever its ending. {CONVERT_HINT}")
         if path.suffix not in (".safetensors", ".sft"):
             raise FileError(f"{path.name} is not a safetensors file. {CONVERT_HINT}")

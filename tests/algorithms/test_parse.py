@@ -63,15 +63,26 @@ def test_a_foreign_tensor_beside_a_method_is_left_over(case: AdapterCase) -> Non
     assert len(parsed.adapters["x"]) == 1
 
 
+WITHOUT_IT_ANOTHER_METHOD = ("mid", "oft_s", "e")
+
+
+def test_half_of_a_lora_is_an_error() -> None:
+    with pytest.raises(MissingTensorError, match=r"x has lora_up.weight, but LoRA needs"):
+        parse({"x.lora_up.weight": torch.ones(3, 2)})
+
+
 @pytest.mark.parametrize("method", ADAPTERS, ids=lambda method: method.name)
 def test_a_method_lacking_a_required_tensor_is_an_error(method: type[Adapter]) -> None:
     case = next(case for case in ADAPTER_CASES if type(adapter_of(case)) is method)
     tensors, _ = to_tensors(AdapterSet("a", {"x": (adapter_of(case),)}, AdapterMetadata({})))
+    whole = {key.replace("x.", "y.", 1): tensor for key, tensor in lora().items()}
     for role in method.roles:
-        without = {key: value for key, value in tensors.items() if key != "x" + role.suffixes[0]}
-        if role.required and role.field != "mid":
-            with pytest.raises(MissingTensorError, match=r"x has lora_\w+.weight, but LoRA needs"):
-                parse(without)
+        suffix = role.suffixes[0]
+        without = {key: one for key, one in tensors.items() if not f".{key}".endswith(suffix)}
+        own = {"x" + other.suffixes[0] for other in method.roles if not other.shared}
+        if role.required and role.field not in WITHOUT_IT_ANOTHER_METHOD and own & without.keys():
+            with pytest.raises(MissingTensorError, match=r"x has \S+, but .+ needs"):
+                parse(without | whole)
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,17 @@ def test_only_the_files_used_last_are_kept(lora_path: Path) -> None:
     assert files.get(lora_path) is not first
 
 
+def test_a_header_whose_length_looks_like_a_pickle_is_read(tmp_path: Path) -> None:
+    # 640 is written as 80 02 00 ..., and a file was refused as a pickle.
+    path = tmp_path / "a.safetensors"
+    for size in range(900):
+        save_file(LORA, path, metadata={"note": "x" * size})
+        if path.read_bytes()[:2] == b"\x80\x02":
+            break
+    assert path.read_bytes()[:8] == struct.pack("<Q", 640)
+    assert read_file(path).shapes.keys() == LORA.keys()
+
+
 @pytest.mark.parametrize("dtype", ["F4", "F6_E2M3", "F8_E8M0", "U64", "C64", "BOOL"])
 def test_a_header_is_read_whatever_the_dtypes_and_empty_sizes(tmp_path: Path, dtype: str) -> None:
     bits = {"F4": 4, "F6_E2M3": 6, "U64": 64, "C64": 64}.get(dtype, 8)
