@@ -167,7 +167,7 @@ def parse_tensors(
     for module, own in modules.items():
         suffixes = _common_of(module, common) | own
         shapes = {suffix: tuple(tensors[key].shape) for suffix, key in suffixes.items()}
-        claims = _claims(suffixes, shapes)
+        claims = _claims(suffixes, shapes, source)
         if factored:  # a first factor alone is damage here, and no change of full rank
             claims = [claim for claim in claims if claim.method is not FullRank]
         claimed = {suffix for claim in claims for suffix in claim.suffixes.values()}
@@ -355,7 +355,7 @@ def _candidates(suffixes: frozenset[str]) -> tuple[_Claim, ...]:
     return tuple(claims)
 
 
-def _claims(suffixes: Suffixes, shapes: Mapping[str, tuple[int, ...]]) -> list[_Claim]:
+def _claims(suffixes: Suffixes, shapes: Mapping[str, tuple[int, ...]], source: str) -> list[_Claim]:
     """Returns the methods that the tensors of one module make.
 
     A method claims when all its required roles are there, the numbers of their axes and whatever
@@ -367,8 +367,8 @@ def _claims(suffixes: Suffixes, shapes: Mapping[str, tuple[int, ...]]) -> list[_
     for first, second in itertools.combinations(claims, 2):
         if first.own & second.own:
             raise FormatError(
-                f"{', '.join(sorted(suffixes.values()))} can be read as {first.method.name} and as "
-                f"{second.method.name}; Any Adapter does not guess between them."
+                f"{source}: {', '.join(sorted(suffixes.values()))} can be read as "
+                f"{first.method.name} and as {second.method.name}; Any Adapter does not guess between them."
             )
     return claims
 
@@ -484,7 +484,12 @@ def _values(
         else:
             _require_numbers(tensors[key], key, role, where)
             values[role.field] = _finite(tensors[key], key, where)
-    check_fields(claim.method, {k: v for k, v in values.items() if isinstance(v, Tensor)}, where)
+    tensors_only = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    check_fields(claim.method, tensors_only, where)
+    if any(value.dtype == torch.float64 for value in tensors_only.values()):
+        # Changes are computed in float32 or in float64, so a product must not mix both.
+        floats = {k: v for k, v in tensors_only.items() if v.is_floating_point()}
+        values |= {name: value.double() for name, value in floats.items()}
     return values
 
 

@@ -190,10 +190,10 @@ def by_pattern(patterns: Any, module: str, default: Any) -> Any:
     The rule of PEFT's `get_pattern_key`: a pattern fits the end of a name from a dot on; one that
     starts with `^` is about the whole name, which PEFT counts from the model that it wraps.
     """
+    if not isinstance(patterns, Mapping):
+        return default
     name = name_in_model(module)
-    return next(
-        (value for pattern, value in (patterns or {}).items() if _fits(pattern, name)), default
-    )
+    return next((value for pattern, value in patterns.items() if _fits(pattern, name)), default)
 
 
 COMPONENTS = re.compile(r"(unet|transformer(_2)?|text_encoder(_[23])?|diffusion_model)\.")
