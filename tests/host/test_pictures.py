@@ -14,7 +14,7 @@ from base_directory import CHECKPOINT_NAME
 from comfy_server import ComfyServer, PromptFailedError, PromptInterruptedError
 from made_adapters import METHODS, Applied
 from pictures import MODES, Mode, Pictures
-from workflows import Prompt, read_latent, text_to_latent
+from workflows import read_latent, side_by_side, text_to_latent
 
 TOLERANCE = 1e-4
 """Of the effect. Rounding in float32 gives 1e-5; 5e-3 is what the pack promises."""
@@ -178,7 +178,7 @@ def test_clones_of_different_strength_side_by_side_do_not_disturb_each_other(
 ):
     strong, weak = Applied("locon"), Applied("locon", 0.6, 0.6)
     history = pictures.run(
-        _side_by_side(pictures.prompt([strong], modes[:1]), pictures.prompt([weak], modes[1:]))
+        side_by_side(pictures.prompt([strong], modes[:1]), pictures.prompt([weak], modes[1:]))
     )
     assert pictures.error(read_latent(pictures.server, history), strong) < TOLERANCE
     assert pictures.error(_read_other(pictures.server, history), weak) < TOLERANCE
@@ -187,7 +187,7 @@ def test_clones_of_different_strength_side_by_side_do_not_disturb_each_other(
 @each_mode
 def test_a_plain_sampler_beside_an_adapted_one_is_untouched(pictures: Pictures, mode: Mode):
     history = pictures.run(
-        _side_by_side(pictures.prompt([LOCON], [mode]), text_to_latent(CHECKPOINT_NAME))
+        side_by_side(pictures.prompt([LOCON], [mode]), text_to_latent(CHECKPOINT_NAME))
     )
     assert pictures.error(read_latent(pictures.server, history), LOCON) < TOLERANCE
     assert torch.equal(_read_other(pictures.server, history), pictures.plain)
@@ -239,23 +239,6 @@ def _sampled_anew(pictures: Pictures) -> Tensor:
     messages = dict(history["status"]["messages"])
     assert "sampler" not in messages["execution_cached"]["nodes"]
     return read_latent(pictures.server, history)
-
-
-def _side_by_side(first: Prompt, second: Prompt) -> Prompt:
-    """Returns both prompts as one, that share the checkpoint alone."""
-
-    def renamed(value: Any) -> Any:
-        if isinstance(value, list) and value[0] != "checkpoint":
-            return [f"other_{value[0]}", value[1]]
-        return value
-
-    other = {
-        f"other_{node_id}": node
-        | {"inputs": {name: renamed(value) for name, value in node["inputs"].items()}}
-        for node_id, node in second.items()
-        if node_id != "checkpoint"
-    }
-    return first | other
 
 
 def _read_other(server: ComfyServer, history: dict[str, Any]) -> Tensor:
