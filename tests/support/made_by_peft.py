@@ -54,7 +54,7 @@ from making import (  # noqa: E402
 WIDEST = 3072
 """Most inputs and most outputs of a layer in the small checkpoint."""
 BLOCK = 8
-FEEDFORWARD = ["ff.net.2", "mlp.fc2", "proj_in", "conv1"]
+FEEDFORWARD = ["ff.net.2", "mlp.fc2", "proj_in", "conv2"]
 """Ends of the names of those layers whose inputs (IA)^3 scales, in place of their outputs."""
 
 Fill = Callable[[BaseTunerLayer, Task], None]
@@ -86,12 +86,13 @@ def _by_peft(
             fed = task.target.diffusers.endswith(tuple(FEEDFORWARD))
             own.feedforward_modules = {"layer"} if fed else set()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a missing CUDA extension, and of experiments
+            # Of a missing CUDA extension, of experiments, and of the bias of a LoRA.
+            warnings.simplefilter("ignore")
             model = get_peft_model(wrap(copy.deepcopy(task.plain)), own)
-        layer = model.base_model.model.layer
-        with torch.no_grad():
-            fill(layer, task)
-        saved = get_peft_model_state_dict(model)
+            layer = model.base_model.model.layer
+            with torch.no_grad():
+                fill(layer, task)
+            saved = get_peft_model_state_dict(model)
         mine = "base_model.model.layer."
         return Made(
             {key.removeprefix(mine): value for key, value in saved.items() if key.startswith(mine)},

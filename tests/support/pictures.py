@@ -35,9 +35,9 @@ class Pictures:
         prompt before is skipped, and its file does not stand in the history.
         """
         self._runs += 1
-        for node in prompt.values():
-            if node["class_type"] == "SaveLatent":
-                node["inputs"]["filename_prefix"] = f"run_{self._runs}"
+        for one in prompt.values():
+            if one["class_type"] == "SaveLatent":
+                one["inputs"]["filename_prefix"] = f"run_{self._runs}"
         return self.server.run(prompt)
 
     def latent(self, prompt: Prompt) -> Tensor:
@@ -122,9 +122,7 @@ class Pictures:
 
         return self._sampled([applied], prompt)
 
-    def _sampled(
-        self, applied: Sequence[Applied], prompt: Callable[[str], Prompt]
-    ) -> list[Tensor]:
+    def _sampled(self, applied: Sequence[Applied], prompt: Callable[[str], Prompt]) -> list[Tensor]:
         """Bakes a checkpoint, runs a prompt on it, and returns the latents that this saves."""
         path = self._checkpoints / f"baked_{self._runs}.safetensors"
         bake_sum(applied, cached_checkpoint(), path)
