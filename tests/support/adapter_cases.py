@@ -1,6 +1,6 @@
 """One line for each method: adapters with every tensor at work, for the laws."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -28,7 +28,7 @@ from anyadapter.algorithms.adapters.oft import (
 from anyadapter.algorithms.adapters.replacement import Replacement
 from anyadapter.algorithms.adapters.tlora import Tlora
 from anyadapter.algorithms.layers import Rows
-from layer_cases import LayerCase, norm_cases, product_cases, wide_cases
+from layer_cases import LayerCase, few, norm_cases, product_cases, wide_cases
 
 Make = Callable[[LayerCase], Adapter]
 
@@ -39,7 +39,7 @@ class AdapterCase:
 
     name: str
     make: Make
-    layers: Callable[[], list[LayerCase]] = product_cases
+    layers: Callable[[], Sequence[LayerCase]] = product_cases
     rows: Rows = field(default_factory=lambda: Rows(2, 5))
     """Some of 8 rows that the method can change alone."""
 
@@ -229,7 +229,7 @@ def _peft_boft_in_stages(case: LayerCase) -> PeftBoft:
 
 def _with_pairs_of_blocks() -> list[LayerCase]:
     """Layers whose inputs are an even number of blocks of 6."""
-    return [case for case in product_cases() if _columns(case) % 12 == 0] + wide_cases()
+    return [*(case for case in product_cases() if _columns(case) % 12 == 0), *wide_cases()]
 
 
 def _glora(case: LayerCase) -> Glora:
@@ -279,9 +279,8 @@ def _without_kernels() -> list[LayerCase]:
 
 
 def _few() -> list[LayerCase]:
-    """A layer for each way of a rotation, for variants that differ in their matrices only."""
-    names = ("linear", "conv2d 1x1", "conv2d 3x5", "conv2d, 2 groups")
-    return [case for case in product_cases() if case.name in names]
+    """A layer for each way of a method, for variants that differ in their matrices only."""
+    return few(product_cases())
 
 
 def _convolutions() -> list[LayerCase]:
