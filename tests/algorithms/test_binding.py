@@ -51,6 +51,12 @@ def test_a_misfit_names_layer_shapes_and_both_families() -> None:
     assert "made for SD 2.x; the model is SD 1.x" in message
 
 
+def test_a_misfit_that_only_torch_notices_is_a_misfit_too() -> None:
+    file = {"lora_unet_attn2_to_k.deft_P": torch.ones(9, 3)}
+    with pytest.raises(ShapeError, match=r"does not fit a weight \[8, 768\]: .*\[3, 9\]"):
+        bind(parsed(file), KEY_MAP)
+
+
 def test_a_layer_that_does_not_fit_a_model_of_the_same_family_is_left_out_and_named() -> None:
     # An adapter for SD 1.5 did not load at all on its inpainting model, whose first layer is wider.
     adapters = parsed(lora("lora_unet_attn2_to_k", 8, 768), lora("lora_unet_to_v", 4, 5))
