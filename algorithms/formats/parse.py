@@ -479,6 +479,8 @@ def _values(
         key = suffixes[claim.suffixes[role.field]]
         if role.scalar:
             values[role.field] = _scalar(tensors[key], key, where)
+            if role.required and values[role.field] is None:
+                _finite(tensors[key], key, where)
         elif role.sizes:
             values[role.field] = _sizes(tensors[key])
         else:
@@ -519,7 +521,7 @@ def _require_numbers(tensor: Tensor, key: str, role: Role, where: str) -> None:
         FormatError: It has another kind of numbers.
         ShapeError: It is empty.
     """
-    if tensor.numel() == 0:
+    if tensor.numel() == 0 and not role.empty:
         raise ShapeError(
             f"{where}: {key} is empty, its shape is {list(tensor.shape)}. "
             "The file is damaged; download or save it again."

@@ -1,6 +1,7 @@
 """Parsing: which method, which module, what is left over, and what a file means by alpha."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -289,6 +290,12 @@ def test_alpha_comes_in_every_shape_and_dtype(alpha: Tensor, expected: float) ->
 def test_an_alpha_that_is_no_number_is_refused(alpha: Tensor, error: type[Exception]) -> None:
     with pytest.raises(error, match=r"x\.alpha should be"):
         parse(lora() | {"x.alpha": alpha})
+
+
+def test_a_number_that_a_method_needs_must_be_finite() -> None:
+    tensors = {"x.weight": torch.ones(3), "x.on_input": torch.tensor(math.nan)}
+    with pytest.raises(NonFiniteError, match=r"x: x\.on_input contains NaN or infinity"):
+        parse(tensors)
 
 
 def test_rank_1_is_a_rank() -> None:
