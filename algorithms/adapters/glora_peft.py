@@ -108,7 +108,7 @@ class GloraPeft(Adapter):
 
     def _matrix(
         self,
-        down: Float[Tensor, "O R"] | None,
+        down: Float[Tensor, "P R"] | None,
         up: Float[Tensor, "R I"] | None,
         x: Float[Tensor, "..."] | None,
         base: Float[Tensor, "O ..."],
