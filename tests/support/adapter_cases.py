@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 import torch
 from torch import Size, Tensor
@@ -42,6 +43,11 @@ class AdapterCase:
     layers: Callable[[], Sequence[LayerCase]] = product_cases
     rows: Rows = field(default_factory=lambda: Rows(2, 5))
     """Some of 8 rows that the method can change alone."""
+
+    @cache
+    def on(self, layer: LayerCase) -> Adapter:
+        """Returns the adapter for a layer, which is the same at every call."""
+        return self.make(layer)
 
 
 def random(*shape: int) -> Tensor:
