@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from adapter_cases import random
 from anyadapter.algorithms.adapters import Adapter

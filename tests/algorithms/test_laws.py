@@ -34,6 +34,8 @@ PAIRS = [
     for layer_case in adapter_case.layers()
 ]
 each_pair = pytest.mark.parametrize(("adapter_case", "layer_case"), PAIRS)
+checked_above = annotations_unchecked()
+"""For laws that make the same calls as `test_hook_equals_merge`, which checks the annotations."""
 
 
 @cache
@@ -75,6 +77,7 @@ def test_hook_equals_merge(adapter_case: AdapterCase, layer_case: LayerCase) -> 
 
 
 @each_pair
+@checked_above
 def test_strength_zero_is_the_base_exactly(
     adapter_case: AdapterCase, layer_case: LayerCase
 ) -> None:
@@ -101,6 +104,7 @@ def test_the_change_is_linear_in_strength(adapter_case: AdapterCase, layer_case:
 
 
 @each_pair
+@checked_above
 def test_low_precision_stays_near_float64(adapter_case: AdapterCase, layer_case: LayerCase) -> None:
     adapter, exact = adapter_case.on(layer_case), hooked_at(adapter_case, layer_case)[0.5]
     for dtype, tolerance in TOLERANCES.items():
@@ -164,30 +168,39 @@ ON_ROWS = [
 ]
 
 
-@pytest.mark.parametrize(("adapter_case", "layer_case"), ON_ROWS)
+each_pair_on_rows = pytest.mark.parametrize(("adapter_case", "layer_case"), ON_ROWS)
+
+
+def require_law_of_rows(adapter_case: AdapterCase, layer: LayerCase, rows: Rows) -> None:
+    """Checks an adapter of some rows, beside one of all rows and alone."""
+    narrow = replace(layer, name="narrow", layer=layer.layer.narrowed(rows))
+    some = Placed(adapter_case.make(narrow), 0.5, rows)
+    placed = [some, Placed(adapter_case.on(layer), 1.0)]
+    assert_close(layer.hooked(placed), layer.merged(placed))
+    change = layer.hooked([some]) - base_of(layer)
+    axis = layer.layer.channel_axis(change)
+    others = [other for other in range(change.ndim) if other != axis]
+    touched = change.abs().sum(others).nonzero().flatten().tolist()
+    assert touched == list(range(rows.start, rows.start + rows.length))
+
+
+@each_pair_on_rows
 def test_hook_equals_merge_on_some_rows(adapter_case: AdapterCase, layer_case: LayerCase) -> None:
-    for rows in (adapter_case.rows, SWAPPED):
-        narrow = replace(layer_case, name="narrow", layer=layer_case.layer.narrowed(rows))
-        placed = [
-            Placed(adapter_case.make(narrow), 0.5, rows),
-            Placed(adapter_case.on(layer_case), 1.0),
-        ]
-        with said(f"rows from {rows.start}, {rows.length}"):
-            assert_close(layer_case.hooked(placed), layer_case.merged(placed))
-            change = layer_case.hooked(placed[:1]) - base_of(layer_case)
-            axis = layer_case.layer.channel_axis(change)
-            others = [other for other in range(change.ndim) if other != axis % change.ndim]
-            touched = change.abs().sum(others).nonzero().flatten().tolist()
-            assert touched == list(range(rows.start, rows.start + rows.length))
+    require_law_of_rows(adapter_case, layer_case, adapter_case.rows)
+
+
+@each_pair_on_rows
+@annotations_unchecked()  # checked on the other rows
+def test_hook_equals_merge_on_swapped_rows(
+    adapter_case: AdapterCase, layer_case: LayerCase
+) -> None:
+    require_law_of_rows(adapter_case, layer_case, SWAPPED)
 
 
 @pytest.mark.parametrize("method", ADAPTERS, ids=lambda method: method.name)
 def test_a_start_changes_nothing_and_can_be_trained(method: type[Adapter]) -> None:
     layers = {
-        layer
-        for case in ADAPTER_CASES
-        for layer in case.layers()
-        if type(case.on(layer)) is method
+        layer for case in ADAPTER_CASES for layer in case.layers() if type(case.on(layer)) is method
     }
     assert layers
     for layer in layers:

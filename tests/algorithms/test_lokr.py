@@ -77,7 +77,9 @@ def test_the_forms_are_what_their_names_say() -> None:
         name: set(of_lycoris(lycoris.lokr.LokrModule, case, **({"lora_dim": 2} | settings))[1])
         for name, settings in FORMS.items()
     }
-    parts = {name: {key.removeprefix("lycoris_x.lokr_") for key in keys} for name, keys in forms.items()}
+    parts = {
+        name: {key.removeprefix("lycoris_x.lokr_") for key in keys} for name, keys in forms.items()
+    }
     w1, w1_factors, w2, w2_factors = {"w1"}, {"w1_a", "w1_b"}, {"w2"}, {"w2_a", "w2_b"}
     found = [parts[name] - {"lycoris_x.alpha"} for name in FORMS]
     assert found == [

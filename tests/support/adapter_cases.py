@@ -44,10 +44,14 @@ class AdapterCase:
     rows: Rows = field(default_factory=lambda: Rows(2, 5))
     """Some of 8 rows that the method can change alone."""
 
-    @cache
     def on(self, layer: LayerCase) -> Adapter:
         """Returns the adapter for a layer, which is the same at every call."""
-        return self.make(layer)
+        return _made(self, layer)
+
+
+@cache
+def _made(case: AdapterCase, layer: LayerCase) -> Adapter:
+    return case.make(layer)
 
 
 def random(*shape: int) -> Tensor:

@@ -201,7 +201,9 @@ PEFT_METHODS: dict[str, Method] = {
     "rslora_peft": _by_diffusers(
         peft.LoraConfig(r=RANK, lora_alpha=ALPHA, use_rslora=True), _scaled_by("lora_B")
     ),
-    "dora_peft": _by_diffusers(peft.LoraConfig(r=RANK, lora_alpha=ALPHA, use_dora=True), _fill_dora),
+    "dora_peft": _by_diffusers(
+        peft.LoraConfig(r=RANK, lora_alpha=ALPHA, use_dora=True), _fill_dora
+    ),
     "loha_peft": _by_diffusers(
         peft.LoHaConfig(r=RANK, alpha=ALPHA, use_effective_conv2d=True), _scaled_by("hada_w1_a")
     ),
