@@ -24,7 +24,7 @@ class Shira(Adapter):
     name = "SHiRA"
     roles = (
         Role("values", (".shira_weight", ".shira_weight.*")),
-        Role("indices", (".shira_indices", ".shira_indices.*")),
+        Role("indices", (".shira_indices", ".shira_indices.*"), whole=True),
     )
     additive = True
 

@@ -27,7 +27,12 @@ class SuperTuning(Adapter):
     name = "SuperTuning"
     roles = (
         Role("values", (".supertuning_values", ".supertuning_values.*")),
-        Role("indices", (".supertuning_indices", ".supertuning_indices.*"), required=False),
+        Role(
+            "indices",
+            (".supertuning_indices", ".supertuning_indices.*"),
+            required=False,
+            whole=True,
+        ),
         Role(
             "up",
             (".supertuning_lora_B.weight", ".supertuning_lora_B.*.weight"),
