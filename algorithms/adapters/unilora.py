@@ -25,8 +25,8 @@ class UniLora(Adapter):
 
     name = "Uni-LoRA"
     roles = (
-        Role("indices_a", (".unilora_indices_A", ".unilora_indices_A.*")),
-        Role("indices_b", (".unilora_indices_B", ".unilora_indices_B.*")),
+        Role("indices_a", (".unilora_indices_A", ".unilora_indices_A.*"), whole=True),
+        Role("indices_b", (".unilora_indices_B", ".unilora_indices_B.*"), whole=True),
         Role("scales_a", (".unilora_scales_A", ".unilora_scales_A.*")),
         Role("scales_b", (".unilora_scales_B", ".unilora_scales_B.*")),
         Role("theta", (".unilora_theta_d", ".unilora_theta_d.*"), common=True),

@@ -89,9 +89,9 @@ class VbLoraTopk(Adapter):
 
     name = "VB-LoRA (best vectors only)"
     roles = (
-        Role("indices_a", (".vblora_logits_A_topk_indices",)),
+        Role("indices_a", (".vblora_logits_A_topk_indices",), whole=True),
         Role("weights_a", (".vblora_logits_A_topk_weights",)),
-        Role("indices_b", (".vblora_logits_B_topk_indices",)),
+        Role("indices_b", (".vblora_logits_B_topk_indices",), whole=True),
         Role("weights_b", (".vblora_logits_B_topk_weights",)),
         BANK,
     )

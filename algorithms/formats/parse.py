@@ -556,6 +556,8 @@ def _finite(tensor: Tensor, key: str, where: str) -> Tensor:
     """Returns the tensor if all its numbers are finite."""
     if tensor.is_meta:
         return tensor
+    if not tensor.is_floating_point() and bool((tensor < 0).any()):
+        raise FormatError(f"{where}: {key} holds places below 0. Download or save it again.")
     numbers = (
         tensor if tensor.dtype.itemsize > 1 or not tensor.is_floating_point() else tensor.float()
     )

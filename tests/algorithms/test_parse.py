@@ -382,3 +382,9 @@ def test_factors_of_unequal_precision_are_computed_in_the_better_one() -> None:
     change = adapter.delta_weight(torch.zeros(3, 5))
     assert change is not None
     assert change.dtype == torch.float64
+
+
+def test_places_below_0_are_refused() -> None:
+    tensors = {"x.shira_weight": torch.ones(3), "x.shira_indices": torch.tensor([[0, 1, -1]] * 2)}
+    with pytest.raises(FormatError, match=r"x\.shira_indices holds places below 0"):
+        parse(tensors)
