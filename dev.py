@@ -70,16 +70,16 @@ COMFYUI_PACKAGES = Group(
 )
 ADAPTER_MAKERS = Group(
     title="the tools that make adapters",
-    requirements=("lycoris-lora==4.1.3", "torch==2.13.0"),
-    imports=("lycoris", "toml"),
+    requirements=("lycoris-lora==4.1.3", "peft==0.21.2", "transformers<5", "torch==2.13.0"),
+    imports=("lycoris", "toml", "peft"),
 )
 TEST_TOOLS = Group(
     title="the tools that test",
     requirements=(
         *("pytest==9.2.0", "jaxtyping==0.3.11", "beartype==0.23.1", "playwright==1.65.2"),
-        *("peft==0.21.2", "torch==2.13.0", "transformers<5", "hypothesis==6.170.17"),
+        *("torch==2.13.0", "transformers<5", "hypothesis==6.170.17"),
     ),
-    imports=("pytest", "jaxtyping", "beartype", "playwright", "peft", "hypothesis"),
+    imports=("pytest", "jaxtyping", "beartype", "playwright", "hypothesis"),
 )
 CHECK_TOOLS = Group(
     title="the tools that check",

@@ -106,6 +106,14 @@ class Part:
                     table[spelled] = (*known, target)
         return table
 
+    @cached_property
+    def names_of(self) -> Mapping[Target, tuple[str, ...]]:
+        """Every name of each target, without prefix."""
+        names: dict[Target, tuple[str, ...]] = {}
+        for name, target in self.names:
+            names[target] = (*names.get(target, ()), name)
+        return names
+
     def spelled(self, target: Target, dialect: str) -> str | None:
         """Returns the name of a target in a dialect, or None where it has none."""
         for one in self.dialects:
@@ -169,17 +177,17 @@ class KeyMap:
     def _parameter(self, name: str) -> Target | None:
         """Returns the weight or the bias of a module, where the name says which one is meant."""
         module, _, parameter = name.rpartition(".")
-        if not module or parameter not in ("weight", "bias"):
+        if not module or parameter not in ("weight", "scale", "bias"):
             return None
         target = self.target(module)
-        if target is None or parameter == target.parameter:
-            return target
+        if target is None or parameter != "bias":
+            return target  # the weight of a norm is its `scale` in some versions of a model
         return replace(target, weight=target.bias) if target.bias in self.shapes else None
 
     def names(self, target: Target) -> tuple[str, ...]:
         """Returns every module name that means `target`, those with further prefixes left out."""
         own = self._names.get(target, [])
-        bare = [name for part in self.parts for name, meant in part.names if meant == target]
+        bare = [name for part in self.parts for name in part.names_of.get(target, ())]
         return tuple(dict.fromkeys([*own, *bare]))
 
     def name(self, target: Target, dialect: str) -> str | None:
@@ -194,7 +202,7 @@ class KeyMap:
 
     def targets(self) -> Iterator[Target]:
         """Iterates over everything that has a name, each once."""
-        bare = (target for part in self.parts for _, target in part.names)
+        bare = (target for part in self.parts for target in part.names_of)
         return iter(dict.fromkeys([*self._names, *bare]))
 
     def __len__(self) -> int:

@@ -1,11 +1,13 @@
 """AdaLoRA: a product of three factors like a singular value decomposition.
 
-    dW = alpha / (R + 1e-5) * B diag(E) A
+    dW = alpha / (R_0 + 1e-5) * B diag(E) A
 
-Source: AdaLoRA, Zhang et al. 2023, arXiv 2303.10512, section 3.1; the small number in PEFT's
-`SVDLinear`. R is the rank that is left of this layer.
+R_0 is the rank that the training began with: it takes ranks away and leaves the scale as it was.
+
+Source: AdaLoRA, Zhang et al. 2023, arXiv 2303.10512, section 3.1; the scale as PEFT's `SVDLinear` and
+`resize_modules_by_rank_pattern` have it.
 On disk: PEFT names without `.weight`; a convolution's A is `[R, I * kernel]`. Alpha stands in the
-configuration only.
+configuration only, and so does R_0 (`init_r`).
 """
 
 from dataclasses import dataclass, replace
@@ -42,7 +44,7 @@ class AdaLora(Adapter):
     a: Float[Tensor, "R I"]
     alpha: float | None = None
     ranknum: float | None = None
-    """The rank by which PEFT divides; the files of today leave it out, as it is R."""
+    """R_0; files of today leave it out."""
 
     @property
     def rank(self) -> int:
@@ -59,12 +61,17 @@ class AdaLora(Adapter):
         return Lora(*self._factors)
 
     def completed(self, origin: Origin, *, corrections: bool) -> "Completion[AdaLora]":
-        """Returns the adapter with alpha from the configuration."""
+        """Returns the adapter with alpha and the first rank from the configuration."""
         del corrections
         alpha = self.alpha or origin.alpha
+        ranknum = self.ranknum or origin.number("init_r")
         if not alpha:
             return Completion(self, assumed="scale 1")
-        return Completion(replace(self, alpha=alpha))
+        if not ranknum:
+            return Completion(
+                replace(self, alpha=alpha), assumed="AdaLoRA that has kept all its first ranks"
+            )
+        return Completion(replace(self, alpha=alpha, ranknum=ranknum))
 
     @classmethod
     def initial(cls, layer: Layer, config: InitialConfig, generator: Generator) -> "AdaLora":

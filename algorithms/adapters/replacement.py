@@ -4,8 +4,8 @@
 
 On disk: `set_weight` (ComfyUI's spelling for the norms of BFL's control LoRAs), and whatever PEFT
 keeps beside its adapters under `modules_to_save`, whose tensors have the plain names of the model
-in files: only the configuration tells. Departs from ComfyUI, which sets such a weight whatever the
-strength is.
+in files: only the configuration tells. Biases that PEFT trains beside a LoRA are `base_layer.bias`.
+Departs from ComfyUI, which sets such a weight whatever the strength is.
 """
 
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class Replacement(Adapter):
         ),
         Role(
             "bias",
-            (".set_bias", ".modules_to_save.*.bias"),
+            (".set_bias", ".modules_to_save.*.bias", ".base_layer.bias"),
             required=False,
         ),
     )

@@ -5,7 +5,7 @@ from collections.abc import Collection
 from .dialects import bare, diffusion_model_part
 from .diffusion_transformers import AURAFLOW, HIDREAM, PIXART, QWEN_IMAGE, SD3
 from .family import Family, Mark, Shapes, Sizes
-from .flux import CHROMA, FLUX, HUNYUAN_VIDEO
+from .flux import CHROMA, FLUX, FLUX_2, HUNYUAN_VIDEO
 from .lumina import LUMINA_2, Z_IMAGE
 from .text_encoders import (
     encoders,
@@ -35,6 +35,7 @@ __all__ = [
 
 FAMILIES: tuple[Family, ...] = (
     CHROMA,
+    FLUX_2,
     HUNYUAN_VIDEO,
     HIDREAM,
     LUMINA_2,

@@ -8,7 +8,7 @@ from .family import Family, Shapes
 from .tables import HOST_PREFIX
 from .text_encoders import WRAPPERS
 
-DOTTED = (HOST_PREFIX, "model.diffusion_model.", "transformer.", "unet.", "model.")
+DOTTED = (HOST_PREFIX, "model.diffusion_model.", "transformer.", "unet.")
 UNDERSCORED = (
     "lora_unet__",  # Wan-Fun
     "lora_unet_",
@@ -38,7 +38,7 @@ def diffusion_model_part(
     by_host = [(bare(name), target) for name, target in pairs]
     own = [(name, target) for target, name in host.items()]
     # A norm whose weight is called so is named by its module, as any other.
-    own += [(name.removesuffix(".scale"), target) for name, target in own if ".scale" in name]
+    own += [(name[: -len(".scale")], target) for name, target in own if name.endswith(".scale")]
     names = [*own, *elsewhere, *by_host]
     prefix = family.diffusers_prefix if family else "transformer."
     kohya = family.kohya if family else "host"

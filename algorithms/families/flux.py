@@ -1,4 +1,4 @@
-"""Flux and its kin (Chroma, HunyuanVideo): blocks of two streams, then blocks of one.
+"""Flux and its kin (Flux 2, Chroma, HunyuanVideo): blocks of two streams, then blocks of one.
 
 Sources: the conversion functions of diffusers 0.42 (`loaders/single_file_utils.py`); for the spelling
 of other tools, those of its `loaders/lora_conversion_utils.py`.
@@ -7,7 +7,7 @@ of other tools, those of its `loaders/lora_conversion_utils.py`.
 from .family import Family, Mark
 from .tables import Table
 
-BLOCKS = """
+DOUBLE = """
 double_blocks.* -> transformer_blocks.*
   img_attn.qkv = attn.to_q+attn.to_k+attn.to_v
   img_attn.proj = attn.to_out.0
@@ -23,6 +23,11 @@ double_blocks.* -> transformer_blocks.*
   txt_mlp.0 = ff_context.net.0.proj ff_context.linear_in
   txt_mlp.2 = ff_context.net.2 ff_context.linear_out
   txt_mod.lin = norm1_context.linear
+final_layer.linear = proj_out
+final_layer.adaLN_modulation.1 = ~norm_out.linear
+"""
+
+SINGLE = """
 single_blocks.* -> single_transformer_blocks.*
   linear1 = attn.to_q+attn.to_k+attn.to_v+proj_mlp
   linear2 = proj_out
@@ -31,8 +36,6 @@ single_blocks.* -> single_transformer_blocks.*
   modulation.lin = norm.linear
 single_blocks.* -> single_blocks.*
   linear1 = linear1_qkv+-
-final_layer.linear = proj_out
-final_layer.adaLN_modulation.1 = ~norm_out.linear
 time_in.in_layer = time_text_embed.timestep_embedder.linear_1
 time_in.out_layer = time_text_embed.timestep_embedder.linear_2
 guidance_in.in_layer = time_text_embed.guidance_embedder.linear_1
@@ -47,6 +50,27 @@ txt_in = context_embedder
 distilled_guidance_layer.layers.* -> distilled_guidance_layer.layers.*
   in_layer = linear_1
   out_layer = linear_2
+"""
+
+# Before the blocks of Flux, as its own names are the first.
+FLUX_2_FIRST = """
+double_blocks.* -> transformer_blocks.*
+  img_mlp.0 = ff.linear_in
+  img_mlp.2 = ff.linear_out
+  txt_mlp.0 = ff_context.linear_in
+  txt_mlp.2 = ff_context.linear_out
+single_blocks.* -> single_transformer_blocks.*
+  linear1 = attn.to_qkv_mlp_proj
+  linear2 = attn.to_out
+  norm.query_norm = attn.norm_q
+  norm.key_norm = attn.norm_k
+double_stream_modulation_img.lin = double_stream_modulation_img.linear
+double_stream_modulation_txt.lin = double_stream_modulation_txt.linear
+single_stream_modulation.lin = single_stream_modulation.linear
+time_in.in_layer = time_guidance_embed.timestep_embedder.linear_1
+time_in.out_layer = time_guidance_embed.timestep_embedder.linear_2
+guidance_in.in_layer = time_guidance_embed.guidance_embedder.linear_1
+guidance_in.out_layer = time_guidance_embed.guidance_embedder.linear_2
 """
 
 # XLabs' attention processors; their suffix `_lora` is part of the spelling of LoRA itself.
@@ -115,7 +139,9 @@ txt_in.c_embedder.out_layer = txt_in.c_embedder.linear_2
 """
 
 CHROMA = Family(
-    "Chroma", (Mark("distilled_guidance_layer"),), Table.parse(BLOCKS, EMBEDDERS, XLABS).names
+    "Chroma",
+    (Mark("distilled_guidance_layer"),),
+    Table.parse(DOUBLE, SINGLE, EMBEDDERS, XLABS).names,
 )
 FLUX = Family(
     "Flux",
@@ -124,7 +150,17 @@ FLUX = Family(
         Mark(r"double_blocks_\d+_(?:img|txt)_(?:attn|mlp|mod)", 3072),
         Mark(r"double_blocks_\d+_processor_(?:qkv|proj)_lora", 3072),
     ),
-    Table.parse(BLOCKS, EMBEDDERS, XLABS).names,
+    Table.parse(DOUBLE, SINGLE, EMBEDDERS, XLABS).names,
+)
+FLUX_2 = Family(
+    "Flux 2",
+    (
+        Mark("e_stream_modulation_"),
+        Mark(r"single_transformer_blocks_\d+_attn_to_(?:qkv_mlp_proj|out(?!_0))"),
+        Mark(r"transformer_blocks_\d+_ff(?:_context)?_linear_(?:in|out)"),
+        Mark(r"double_blocks_\d+_(?:img|txt)_(?:attn|mlp)", 6144),
+    ),
+    Table.parse(FLUX_2_FIRST, DOUBLE, EMBEDDERS).names,
 )
 HUNYUAN_VIDEO = Family(
     "HunyuanVideo",
@@ -134,5 +170,5 @@ HUNYUAN_VIDEO = Family(
         Mark("txt_in_individual_token"),
         Mark("context_embedder_token_refiner"),
     ),
-    Table.parse(BLOCKS, REFINER, HUNYUAN_ORIGINAL).names,
+    Table.parse(DOUBLE, SINGLE, REFINER, HUNYUAN_ORIGINAL).names,
 )

@@ -5,7 +5,7 @@ Tools number the encoders of a model as its diffusers pipeline does: `lora_te2_`
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from ..keymap import Dialect, Part, Target
 from .family import Shapes
@@ -18,8 +18,15 @@ WRAPPERS = ("base_model.model.", "module.", "_orig_mod.", "lycoris_")
 """Put before any name by what a model is wrapped in: PEFT, parallel training, torch.compile,
 LyCORIS."""
 
+NUMBERED = (("lora_te", "_"), ("text_encoder_", "."))
+FIRST = ("lora_te_", "lora_prior_te_", "text_encoder.")
+ENDS = ("transformer.", "")
+ALONE = {"CLIP-G": (2,), "T5": (1, 2, 3)}
+"""Numbers in files of an encoder that is loaded alone: the SDXL refiner has the second one of SDXL
+and no first, and the names of T5 are no other encoder's."""
+
 STARTS = re.compile(
-    r"(?:lora_te|lora_prior_te|oft_te)(?P<underscored>\d?)_"
+    r"(?:lora_te|lora_prior_te)(?P<underscored>\d?)_"
     r"|text_encoder(?:_(?P<dotted>\d))?\."
     r"|text_encoders\.|clip_[lgh]\.|t5xxl\."
     r"|(?:base_model\.model\.|lycoris_)?text_model[._]"
@@ -88,13 +95,12 @@ def _part(encoder: str, number: int, *, alone: bool, shapes: Shapes) -> Part:
         name = path if parameter == "weight" else f"{path}.{parameter}"
         host[Target(key)] = name
         names += [(other, Target(key)) for other in _spellings(name)]
-    numbers = [number]
-    if alone and encoder == "clip_g":
-        numbers = [1, 2]  # the SDXL refiner has the second one of SDXL and no first
-    prefixes = [prefix for one in numbers for prefix in _prefixes(one)]
+    numbers = ALONE.get(kind(encoder), (1,)) if alone else (number,)
+    number = numbers[0]
+    prefixes = [f"{start}{one}{end}" for one in numbers for start, end in NUMBERED]
+    prefixes += FIRST if alone or number == 1 else ()
     prefixes += [f"{start}{encoder}.{end}" for start in ("text_encoders.", "") for end in ENDS]
-    first = number == 1
-    diffusers = "text_encoder." if first else f"text_encoder_{number}."
+    diffusers = "text_encoder." if number == 1 else f"text_encoder_{number}."
     dialects = (
         Dialect("comfy", f"text_encoders.{inside}", "host"),
         Dialect("kohya", "lora_te_" if alone else f"lora_te{number}_", "host", underscored=True),
@@ -107,15 +113,6 @@ def _part(encoder: str, number: int, *, alone: bool, shapes: Shapes) -> Part:
             Dialect("lycoris", "lycoris_", "host", underscored=True),
         )
     return Part((*prefixes, *WRAPPERS), tuple(names), host, {}, dialects)
-
-
-ENDS = ("transformer.", "")
-
-
-def _prefixes(number: int) -> Sequence[str]:
-    numbered = (f"lora_te{number}_", f"oft_te{number}_", f"text_encoder_{number}.")
-    first = ("lora_te_", "lora_prior_te_", "oft_te_", "text_encoder.") if number == 1 else ()
-    return (*numbered, *first)
 
 
 def _spellings(name: str) -> Iterator[str]:

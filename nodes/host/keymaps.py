@@ -20,7 +20,7 @@ from ...algorithms.families import (
 from ...algorithms.keymap import KeyMap, Target
 from ...algorithms.layers import Rows, swap_halves
 
-# They hold names and shapes only, and building one takes up to 0.2 s.
+# They hold names and shapes only, and building one takes up to 0.1 s.
 _known: WeakKeyDictionary[nn.Module, KeyMap] = WeakKeyDictionary()
 
 

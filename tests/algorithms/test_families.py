@@ -192,7 +192,6 @@ def test_the_cause_of_a_module_without_home(
     [
         ("lora_te_text_model_x", True),
         ("lora_te1_x", True),
-        ("oft_te2_x", True),
         ("text_encoder.x", True),
         ("text_encoder_3.x", True),
         ("text_encoders.clip_l.x", True),

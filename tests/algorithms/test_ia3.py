@@ -36,14 +36,14 @@ def test_it_equals_the_forward_of_peft(case: LayerCase, feedforward: list[str]) 
         return  # refused: see below
     config = IA3Config(target_modules=["x"], feedforward_modules=feedforward)
     tensors, options, effect = of_peft(config, case)
-    adapter = only(read(tensors, config=options | {"feedforward_modules": feedforward}))
+    adapter = only(read(tensors, config=options))
     assert isinstance(adapter, Ia3Peft)
     require_effect(case, adapter, effect)
 
 
 def square(**config: object) -> Ia3Peft:
     tensors = {"base_model.model.mid.x.ia3_l": torch.rand(1, 6, 1, 1)}
-    adapter = only(read(tensors, config=config))
+    adapter = only(read(tensors, config={"peft_type": "IA3"} | config))
     assert isinstance(adapter, Ia3Peft)
     return adapter
 

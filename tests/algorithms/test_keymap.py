@@ -75,7 +75,7 @@ def test_a_name_may_end_in_the_parameter_that_it_means() -> None:
     assert KEY_MAP.target("unet.a.to_k.bias") == Target("model.to_k.bias")
     assert KEY_MAP.target("unet.a.to_v.bias") == rows_of("model.qkv.bias", 8, 4)
     assert KEY_MAP.target("unet.a.norm.bias") is None
-    assert KEY_MAP.target("unet.a.norm.weight") is None
+    assert KEY_MAP.target("unet.a.norm.weight") == KEY_MAP.target("unet.a.norm.scale") == NORM
 
 
 def test_the_whole_name_comes_before_its_parts() -> None:

@@ -23,7 +23,13 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Adapter .default..*invalid shape"),
 ]
 
-INPUTS = {"first": (2, 7, 12), "second": (2, 8), "norm": (2, 8), "conv": (2, 6, 9, 8)}
+INPUTS = {
+    "odd": (2, 7),
+    "first": (2, 7, 12),
+    "second": (2, 8),
+    "norm": (2, 8),
+    "conv": (2, 6, 9, 8),
+}
 
 
 class Model(nn.Module):
@@ -33,6 +39,7 @@ class Model(nn.Module):
         super().__init__()
         self.first = nn.Linear(12, 8)
         self.second = nn.Linear(8, 20, bias=False)
+        self.odd = nn.Linear(7, 9)
         self.norm = nn.LayerNorm(8)
         self.conv = nn.Conv2d(6, 8, 3, stride=2, padding=1)
         self.table = nn.Embedding(10, 12)
@@ -73,6 +80,10 @@ CASES = [
     Case("FOURIERFT", {"n_frequency": 7, "scaling": 9.0, "random_loc_seed": 3}),
     Case("WAVEFT", {"n_frequency": 70, "scaling": 9.0, "random_loc_seed": 3}),
     Case("WAVEFT", {"n_frequency": 70, "use_idwt": False}, name="without transform"),
+    Case("WAVEFT", {"n_frequency": 60}, ("odd",), "odd sides"),
+    Case("FOURIERFT", {"n_frequency": 60}, ("odd",), "odd sides"),
+    Case("RANDLORA", {"r": 3}, ("odd", "first", "second"), "three sizes"),
+    Case("VERA", RANK, ("odd", "first", "second"), "three sizes"),
     Case("HRA", RANK, WITH_CONV),
     Case("HRA", {"r": 4, "apply_GS": True}, WITH_CONV, "orthogonal"),
     Case("MISS", RANK),
@@ -182,3 +193,32 @@ def test_hook_and_merge_equal_the_forward_of_peft(trained: tuple[Any, AdapterSet
         assert relative(hooked, expected, plain) < 1e-5
     targets = model.peft_config["default"].target_modules
     assert len(parsed.adapters) == len(targets)
+
+
+@torch.no_grad()
+def test_an_adalora_that_lost_ranks_keeps_the_scale_of_its_first_rank(tmp_path: Path) -> None:
+    # Divided by the ranks that are left, it was loaded twice as strong.
+    config = peft.AdaLoraConfig(
+        target_modules=["first", "conv"], init_r=6, target_r=2, total_step=9, lora_alpha=5
+    )
+    model = peft.get_peft_model(Model(), config).eval()
+    kept = {"first": [True, False, True, True, False, False], "conv": [False] * 6}
+    layers = dict(model.base_model.model.named_children())
+    for name, mask in kept.items():
+        for part in ("lora_A", "lora_B", "lora_E"):
+            getattr(layers[name], part)["default"].normal_()
+        layers[name].lora_E["default"][~torch.tensor(mask)] = 0
+    model.peft_config["default"].rank_pattern = {
+        f"{name}.lora_E": mask for name, mask in kept.items()
+    }
+    model.save_pretrained(tmp_path)
+    parsed = parse_file(read_file(tmp_path / "adapter_model.safetensors")).as_trained()
+    assert not parsed.notes
+    assert [adapter.rank for (adapter,) in parsed.adapters.values()] == [0, 3]
+    for module, (adapter,) in parsed.adapters.items():
+        name = module.removeprefix("base_model.model.")
+        base = layers[name].get_base_layer()
+        case = layer_case(base, name)
+        ready = Placed(prepared(adapter, case.layer, case.weight), 1.0)
+        hooked = hooked_output(case.x, base(case.x), case.layer, [ready])
+        torch.testing.assert_close(hooked, layers[name](case.x), rtol=1e-5, atol=1e-6)

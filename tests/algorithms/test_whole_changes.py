@@ -15,7 +15,7 @@ from anyadapter.algorithms.adapters.replacement import Replacement
 from anyadapter.algorithms.errors import MissingTensorError, ShapeError
 from anyadapter.algorithms.formats.parse import parse_tensors
 from layer_cases import LayerCase, norm_cases, product_cases
-from oracles import KNOWN_TO_TOOLS, only, read, require_effect
+from oracles import KNOWN_TO_TOOLS, only, read, require_effect, written
 
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict  # isort: skip
 
@@ -71,7 +71,7 @@ def test_layers_that_peft_saved_whole_are_replacements(saved: list[str], raw: bo
     tensors = get_peft_model_state_dict(model)
     if raw:
         tensors = {key: tensor for key, tensor in model.state_dict().items() if "default" in key}
-    adapters = read(tensors, config=config.to_dict()).adapters
+    adapters = read(tensors, config=written(config)).adapters
     whole = {
         name.removeprefix("base_model.model.").replace(".modules_to_save.default", ""): several[0]
         for name, several in adapters.items()

@@ -1,5 +1,6 @@
-"""The oracle of `test_pictures` is right: what is read off LyCORIS equals formulas in float64."""
+"""The oracle of `test_pictures` is right: what is read off the tools equals formulas in float64."""
 
+from collections.abc import Collection, Iterable
 from functools import cache
 from pathlib import Path
 
@@ -9,27 +10,59 @@ from lycoris.modules.dylora import DyLoraModule
 from safetensors.torch import load_file
 from torch import Tensor
 
+import made_adapters
 from base_directory import cached_checkpoint
-from made_adapters import (
+from formulas import FORMULAS
+from made_adapters import METHODS, bake, changes, file_name, write_adapter
+from made_by_lycoris import DYLORA_BLOCK, LYCORIS_METHODS
+from made_by_peft import PEFT_METHODS
+from making import (
     ALPHA,
     CONV_ALPHA,
     CONV_RANK,
-    DYLORA_BLOCK,
-    METHODS,
     RANK,
     Made,
     Target,
-    bake,
-    changes,
+    Task,
+    probe,
     targets,
-    write_adapter,
 )
 
 LINEAR = "input_blocks.1.1.transformer_blocks.0.ff.net.0.proj"
+WITHOUT_BIAS = "input_blocks.1.1.transformer_blocks.0.attn1.to_v"
 POINTWISE = "input_blocks.1.1.proj_in"
 KERNEL = "output_blocks.0.0.in_layers.2"
 STRIDED = "input_blocks.2.0.op"
 CLIP = "encoder.layers.3.mlp.fc2"
+PRODUCTS = (LINEAR, WITHOUT_BIAS, POINTWISE, KERNEL, CLIP)
+
+NOT_PROBED = ("dylora_lycoris", "full", "norm", "mixed")
+"""Those that are probed anyway, are mixtures, or have a forward that draws ranks at random."""
+PROBED = [one for one in (*LYCORIS_METHODS, *PEFT_METHODS) if one not in NOT_PROBED]
+WRONG_FORWARD = {("oft_peft", KERNEL)}
+"""PEFT's forward counts overlapping fields of a convolution twice."""
+
+
+def _on_each_layer(
+    methods: Iterable[str], left_out: Collection[tuple[str, str]] = ()
+) -> pytest.MarkDecorator:
+    """Runs a test on all layers that a method can change."""
+    pairs = [
+        (method, layer)
+        for method in methods
+        for layer in PRODUCTS
+        if METHODS[method].selects(_target(layer)) and (method, layer) not in left_out
+    ]
+    return pytest.mark.parametrize(("method", "layer"), pairs)
+
+
+@cache
+def _checkpoint() -> dict[str, Tensor]:
+    return load_file(cached_checkpoint())
+
+
+def _target(layer: str) -> Target:
+    return next(target for target in targets() if target.layer.name == layer)
 
 
 def test_the_effect_of_a_lora_is_its_formula():
@@ -56,6 +89,23 @@ def test_a_rank_stabilised_lora_is_scaled_by_the_root_of_its_rank():
         up, down = _factors(made)
         _assert_close(made, ALPHA / RANK**0.5 * up @ down)
     assert _make("rslora", LINEAR).tensors["alpha"].item() == pytest.approx(ALPHA * RANK**0.5)
+
+
+@_on_each_layer(PROBED, WRONG_FORWARD)
+def test_the_effect_of_a_method_is_what_its_forward_does(method: str, layer: str):
+    made = _make(method, layer)
+    adapted, plain = made.change.args
+    change, probed = made.change(), probe(adapted, plain)
+    torch.testing.assert_close(change.weight, probed.weight, rtol=0, atol=1e-5)
+    torch.testing.assert_close(change.bias, probed.bias, rtol=0, atol=1e-5)
+
+
+@_on_each_layer(FORMULAS)
+def test_the_effect_of_a_method_is_its_formula(method: str, layer: str):
+    made = _make(method, layer)
+    tensors = {name: tensor.detach().double() for name, tensor in made.tensors.items()}
+    weight = _target(layer).module(_checkpoint()).weight.double()
+    _assert_close(made, FORMULAS[method](tensors | made.common, weight))
 
 
 def test_the_effect_of_full_is_its_difference():
@@ -106,28 +156,21 @@ def test_a_checkpoint_is_baked_with_both_strengths(tmp_path: Path):
 
 
 def test_an_adapter_file_is_the_same_each_time_it_is_made(tmp_path: Path):
-    paths = [tmp_path / "first.safetensors", tmp_path / "second.safetensors"]
-    for path in paths:
-        write_adapter("lora_fa", cached_checkpoint(), path)
-    first, second = (load_file(path) for path in paths)
+    for folder in ("first", "second"):
+        made_adapters._make_all.cache_clear()
+        write_adapter("lora_fa", cached_checkpoint(), tmp_path / folder)
+    first, second = (
+        load_file(tmp_path / folder / file_name("lora_fa")) for folder in ("first", "second")
+    )
     assert first.keys() == second.keys()
     assert all(torch.equal(first[key], second[key]) for key in first)
-
-
-@cache
-def _checkpoint() -> dict[str, Tensor]:
-    return load_file(cached_checkpoint())
-
-
-def _target(layer: str) -> Target:
-    return next(target for target in targets() if target.layer.name == layer)
 
 
 def _make(method: str, layer: str, rank: int = 0) -> Made:
     target = _target(layer)
     assert METHODS[method].selects(target)
     generator = torch.Generator().manual_seed(0)
-    return METHODS[method].make(target.module(_checkpoint()), generator, rank)
+    return METHODS[method].make(Task(target, target.module(_checkpoint()), generator, rank))
 
 
 def _factors(made: Made) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,6 @@
 """Pictures with Load Adapter are those of a checkpoint into which the adapter was baked.
 
-What is baked comes from LyCORIS' own forward or from a formula in float64: see `made_adapters`.
+What is baked comes from LyCORIS' and PEFT's own modules or from formulas: see `made_adapters`.
 """
 
 from typing import Any
@@ -13,14 +13,19 @@ from torch import Tensor
 from base_directory import CHECKPOINT_NAME
 from comfy_server import ComfyServer, PromptFailedError, PromptInterruptedError
 from made_adapters import METHODS, Applied
-from pictures import MODES, Mode, Pictures
-from workflows import Prompt, read_latent, text_to_latent
+from pictures import MODES, PAIR, Mode, Pictures
+from workflows import read_latent, side_by_side, text_to_latent
 
 TOLERANCE = 1e-4
 """Of the effect. Rounding in float32 gives 1e-5; 5e-3 is what the pack promises."""
 
-RIGHT_IN_HOST = [name for name in METHODS if name not in ("rslora_peft", "dylora_lycoris")]
-"""The host takes alpha / rank for every file, which is not the rule of these two."""
+RIGHT_IN_HOST = [
+    *("lora", "locon", "locon_tucker", "lora_plus", "lora_fa", "rslora", "dylora_kohya"),
+    *("loha", "loha_tucker", "lokr", "lokr_both", "lokr_full", "glora", "glora_old"),
+    *("dora_input", "full", "norm"),
+]
+RIGHT_AT_FULL_STRENGTH = ["diag_oft", "boft", "set_weight"]
+"""The host squares the strength of a rotation, and has none for a weight that is set."""
 
 LOCON = Applied("locon")
 FULL = Applied("full")
@@ -33,7 +38,7 @@ def pictures(server: ComfyServer) -> Pictures:
 
 # The first decorator changes fastest: all tests of a method follow each other.
 each_mode = pytest.mark.parametrize("mode", MODES)
-each_strength = pytest.mark.parametrize("strength", [1.0, 0.6])
+each_strength = pytest.mark.parametrize("strength", PAIR)
 each_method = pytest.mark.parametrize("method", METHODS)
 
 
@@ -43,8 +48,11 @@ def test_the_effect_of_a_method_is_clearly_visible(pictures: Pictures, method: s
     assert 0.1 < effect.norm() / pictures.plain.norm() < 1.5
 
 
-@each_strength
-@pytest.mark.parametrize("method", RIGHT_IN_HOST)
+@pytest.mark.parametrize(
+    ("method", "strength"),
+    [(method, strength) for method in RIGHT_IN_HOST for strength in PAIR]
+    + [(method, 1.0) for method in RIGHT_AT_FULL_STRENGTH],
+)
 def test_the_baked_checkpoint_agrees_with_the_host_s_loader_where_that_is_right(
     pictures: Pictures, method: str, strength: float
 ):
@@ -142,14 +150,25 @@ def test_two_loaders_of_one_file_add_their_strengths(pictures: Pictures, mode: M
 @each_mode
 def test_an_adapter_adds_up_with_one_of_the_host_s_loader(pictures: Pictures, mode: Mode):
     prompt = pictures.prompt([FULL, LOCON], [mode, mode])
-    host_s = prompt["adapter_1"]
-    host_s["class_type"] = "LoraLoader"
-    host_s["inputs"] = {
-        "lora_name": host_s["inputs"].pop("adapter"),
-        **{name: host_s["inputs"][name] for name in ("model", "clip")},
-        **{name: host_s["inputs"][name] for name in ("strength_model", "strength_clip")},
-    }
+    _make_host_s(prompt["adapter_1"])
     assert pictures.error(pictures.latent(prompt), LOCON, FULL) < TOLERANCE
+
+
+@pytest.mark.parametrize("method", ["dora", "tlora"])
+def test_a_hook_takes_its_constants_from_the_base_that_other_nodes_have_patched(
+    pictures: Pictures, method: str
+):
+    # In a row: constants kept from the base before would be wrong for the next one.
+    for strength in (1.0, -0.5):
+        latents: list[Tensor] = []
+        for mode in MODES:
+            before = Applied("lora_plus", strength, strength)
+            prompt = pictures.prompt([before, Applied(method)], [mode, mode])
+            _make_host_s(prompt["adapter_1"])
+            latents.append(pictures.latent(prompt))
+        by_hook, by_patch = latents
+        effect = (by_patch - pictures.plain).norm()
+        assert (by_hook - by_patch).norm() < TOLERANCE * effect
 
 
 def test_a_loader_of_the_host_behind_ours_leaves_the_plain_model_alone(pictures: Pictures):
@@ -178,7 +197,7 @@ def test_clones_of_different_strength_side_by_side_do_not_disturb_each_other(
 ):
     strong, weak = Applied("locon"), Applied("locon", 0.6, 0.6)
     history = pictures.run(
-        _side_by_side(pictures.prompt([strong], modes[:1]), pictures.prompt([weak], modes[1:]))
+        side_by_side(pictures.prompt([strong], modes[:1]), pictures.prompt([weak], modes[1:]))
     )
     assert pictures.error(read_latent(pictures.server, history), strong) < TOLERANCE
     assert pictures.error(_read_other(pictures.server, history), weak) < TOLERANCE
@@ -187,7 +206,7 @@ def test_clones_of_different_strength_side_by_side_do_not_disturb_each_other(
 @each_mode
 def test_a_plain_sampler_beside_an_adapted_one_is_untouched(pictures: Pictures, mode: Mode):
     history = pictures.run(
-        _side_by_side(pictures.prompt([LOCON], [mode]), text_to_latent(CHECKPOINT_NAME))
+        side_by_side(pictures.prompt([LOCON], [mode]), text_to_latent(CHECKPOINT_NAME))
     )
     assert pictures.error(read_latent(pictures.server, history), LOCON) < TOLERANCE
     assert torch.equal(_read_other(pictures.server, history), pictures.plain)
@@ -241,21 +260,11 @@ def _sampled_anew(pictures: Pictures) -> Tensor:
     return read_latent(pictures.server, history)
 
 
-def _side_by_side(first: Prompt, second: Prompt) -> Prompt:
-    """Returns both prompts as one, that share the checkpoint alone."""
-
-    def renamed(value: Any) -> Any:
-        if isinstance(value, list) and value[0] != "checkpoint":
-            return [f"other_{value[0]}", value[1]]
-        return value
-
-    other = {
-        f"other_{node_id}": node
-        | {"inputs": {name: renamed(value) for name, value in node["inputs"].items()}}
-        for node_id, node in second.items()
-        if node_id != "checkpoint"
-    }
-    return first | other
+def _make_host_s(loader: dict[str, Any]) -> None:
+    """Turns a Load Adapter node of a prompt into the host's own loader."""
+    loader["class_type"] = "LoraLoader"
+    del loader["inputs"]["mode"], loader["inputs"]["rank"]
+    loader["inputs"]["lora_name"] = loader["inputs"].pop("adapter")
 
 
 def _read_other(server: ComfyServer, history: dict[str, Any]) -> Tensor:

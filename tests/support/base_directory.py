@@ -65,17 +65,22 @@ def cached_checkpoint() -> Path:
 def make_example_adapters(path: Path) -> list[str]:
     """Puts one adapter of each method into a base directory, and returns their methods.
 
-    The files are called like their methods: `lora.safetensors` and so on.
+    The files are called like their methods: `lora.safetensors` and so on. What PEFT saves with a
+    configuration beside it is in a folder of that name.
     """
-    # Here, as it needs a package that a server alone does not.
+    # Here, as they need packages that a server alone does not.
     import made_adapters
+    import made_by_lycoris
+    import made_by_peft
+    import making
+    import written_by_hand
 
-    cache = CACHE / f"adapters-{_digest(small_world, made_adapters)}"
+    makers = (making, made_by_lycoris, made_by_peft, written_by_hand, made_adapters)
+    cache = CACHE / f"adapters-{_digest(small_world, *makers)}"
     for method in made_adapters.METHODS:
-        made = cache / f"{method}.safetensors"
-        if not made.exists():
-            made_adapters.write_adapter(method, cached_checkpoint(), made)
-        shutil.copyfile(made, path / "models" / "loras" / made.name)
+        if not (cache / made_adapters.file_name(method)).exists():
+            made_adapters.write_adapter(method, cached_checkpoint(), cache)
+    shutil.copytree(cache, path / "models" / "loras", dirs_exist_ok=True)
     return list(made_adapters.METHODS)
 
 

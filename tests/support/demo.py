@@ -65,7 +65,7 @@ def main() -> None:
             patched = draw(server, loader(method, 1.0, mode="patch"))
             difference = (full.latent - patched.latent).abs()
             effect = (full.latent - base.latent).abs()
-            sheet.write_label(row, f"{method}.safetensors", full.report)
+            sheet.write_label(row, file_name(method), full.report)
             for column, one in enumerate((base, half, full)):
                 sheet.paste(row, column, one.picture)
             sheet.paste(row, 3, picture_of(effect, EFFECT_AMPLIFIED))
@@ -81,7 +81,7 @@ def main() -> None:
 def loader(method: str, strength: float, mode: str = "hook") -> Loader:
     """Returns the inputs of a Load Adapter node."""
     return {
-        "adapter": f"{method}.safetensors",
+        "adapter": file_name(method),
         "strength_model": strength,
         "strength_clip": strength,
         "mode": mode,

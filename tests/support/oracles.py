@@ -1,5 +1,6 @@
 """Adapters as other tools make them, and the effect that they have there and here, in float32."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -59,7 +60,12 @@ def of_peft(config: Any, case: LayerCase) -> tuple[dict[str, Tensor], dict[str, 
             parameter.data.add_(random(*parameter.shape).to(parameter.dtype) * 0.5)
     with torch.no_grad():
         effect = model.base_model.model["x"](case.x) - base
-    return get_peft_model_state_dict(model), config.to_dict(), effect
+    return get_peft_model_state_dict(model), written(config), effect
+
+
+def written(config: Any) -> dict[str, Any]:
+    """Returns PEFT's configuration as `adapter_config.json` has it."""
+    return json.loads(json.dumps(config.to_dict(), default=list))
 
 
 def require_effect(

@@ -1,6 +1,7 @@
 """Latents of the small checkpoint: plain, with adapters loaded by nodes, and with them baked in."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,11 +9,13 @@ from torch import Tensor
 
 from base_directory import CHECKPOINT_NAME, cached_checkpoint
 from comfy_server import ComfyServer
-from made_adapters import Applied, bake_sum, write_adapter
-from workflows import Prompt, read_latent, text_to_latent
+from made_adapters import Applied, bake_sum, file_name, write_adapter
+from workflows import Prompt, node, read_latent, side_by_side, text_to_latent
 
 Mode = Literal["hook", "patch"]
 MODES: tuple[Mode, ...] = ("hook", "patch")
+PAIR = (1.0, 0.6)
+"""Strengths at which every method is compared."""
 
 
 class Pictures:
@@ -32,9 +35,9 @@ class Pictures:
         prompt before is skipped, and its file does not stand in the history.
         """
         self._runs += 1
-        for node in prompt.values():
-            if node["class_type"] == "SaveLatent":
-                node["inputs"]["filename_prefix"] = f"run_{self._runs}"
+        for one in prompt.values():
+            if one["class_type"] == "SaveLatent":
+                one["inputs"]["filename_prefix"] = f"run_{self._runs}"
         return self.server.run(prompt)
 
     def latent(self, prompt: Prompt) -> Tensor:
@@ -43,10 +46,10 @@ class Pictures:
 
     def adapter(self, method: str) -> str:
         """Returns the name of a method's file, which it writes at first."""
-        name = f"{method}.safetensors"
-        path = self.server.base_directory / "models" / "loras" / name
-        if not path.exists():
-            write_adapter(method, cached_checkpoint(), path)
+        name = file_name(method)
+        folder = self.server.base_directory / "models" / "loras"
+        if not (folder / name).exists():
+            write_adapter(method, cached_checkpoint(), folder)
         return name
 
     def loader(self, applied: Applied, mode: Mode) -> dict[str, Any]:
@@ -83,13 +86,54 @@ class Pictures:
     def baked(self, *applied: Applied) -> Tensor:
         """Returns the latent of a checkpoint with the effects of these adapters in its weights."""
         if applied not in self._baked:
-            path = self._checkpoints / f"baked_{len(self._baked)}.safetensors"
-            bake_sum(applied, cached_checkpoint(), path)
-            try:
-                self._baked[applied] = self.latent(text_to_latent(path.name))
-            finally:
-                path.unlink()
+            (one, *others) = applied
+            at_full = replace(one, strength_model=1.0, strength_clip=1.0)
+            if not others and one.strength_model == one.strength_clip in PAIR:
+                for strength, latent in zip(PAIR, self._bake_pair(at_full), strict=True):
+                    at = replace(one, strength_model=strength, strength_clip=strength)
+                    self._baked[at,] = latent
+            else:
+                (self._baked[applied],) = self._sampled(applied, text_to_latent)
         return self._baked[applied]
+
+    def _bake_pair(self, applied: Applied) -> list[Tensor]:
+        """Returns the latents at both strengths of PAIR, of which only the first is baked.
+
+        The host's own nodes blend that checkpoint with the plain one: W + 0.6 (W' - W).
+        """
+
+        def prompt(checkpoint: str) -> Prompt:
+            full = text_to_latent(checkpoint)
+            weaker = text_to_latent(CHECKPOINT_NAME)
+            blended = {"ratio": PAIR[1]}
+            weaker |= {
+                "baked": full["checkpoint"],
+                "model": node(
+                    "ModelMergeSimple", model1=["baked", 0], model2=["checkpoint", 0], **blended
+                ),
+                "clip": node(
+                    "CLIPMergeSimple", clip1=["baked", 1], clip2=["checkpoint", 1], **blended
+                ),
+            }
+            weaker["sampler"]["inputs"]["model"] = ["model", 0]
+            for text in ("positive", "negative"):
+                weaker[text]["inputs"]["clip"] = ["clip", 0]
+            return side_by_side(full, weaker)
+
+        return self._sampled([applied], prompt)
+
+    def _sampled(self, applied: Sequence[Applied], prompt: Callable[[str], Prompt]) -> list[Tensor]:
+        """Bakes a checkpoint, runs a prompt on it, and returns the latents that this saves."""
+        path = self._checkpoints / f"baked_{self._runs}.safetensors"
+        bake_sum(applied, cached_checkpoint(), path)
+        try:
+            history = self.run(prompt(path.name))
+            saved = ("save", "other_save")
+            return [
+                read_latent(self.server, history, one) for one in saved if one in history["outputs"]
+            ]
+        finally:
+            path.unlink()
 
     def error(self, latent: Tensor, *applied: Applied) -> float:
         """Returns how far a latent is from the baked one, relative to the effect."""

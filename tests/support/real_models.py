@@ -1,9 +1,13 @@
 """ComfyUI's own model classes at the real sizes of the model families, without memory."""
 
+from dataclasses import fields
 from typing import Any
 
 import comfy.supported_models as supported
 import torch
+from comfy.ldm.chroma.model import ChromaParams
+from comfy.ldm.flux.model import FluxParams
+from comfy.ldm.hunyuan_video.model import HunyuanVideoParams
 from torch import nn
 
 UNET = {
@@ -130,6 +134,30 @@ MODELS: dict[str, tuple[Any, dict[str, Any]]] = {
         supported.Flux,
         FLUX | {"image_model": "flux", "vec_in_dim": 768, "guidance_embed": True},
     ),
+    "flux2": (
+        supported.Flux2,
+        FLUX
+        | {
+            "image_model": "flux2",
+            "in_channels": 128,
+            "out_channels": 128,
+            "patch_size": 1,
+            "vec_in_dim": None,
+            "context_in_dim": 15360,
+            "hidden_size": 6144,
+            "mlp_ratio": 3.0,
+            "num_heads": 48,
+            "depth": 8,
+            "depth_single_blocks": 48,
+            "axes_dim": [32] * 4,
+            "theta": 2000,
+            "qkv_bias": False,
+            "guidance_embed": True,
+            "global_modulation": True,
+            "mlp_silu_act": True,
+            "ops_bias": False,
+        },
+    ),
     "chroma": (
         supported.Chroma,
         FLUX
@@ -149,6 +177,10 @@ MODELS: dict[str, tuple[Any, dict[str, Any]]] = {
         WAN | {"dim": 1536, "num_heads": 12, "ffn_dim": 8960, "num_layers": 30},
     ),
     "wan_i2v": (supported.WAN21_I2V, WAN | {"in_dim": 36, "model_type": "i2v"}),
+    "wan_vace": (
+        supported.WAN21_Vace,
+        WAN | {"model_type": "vace", "vace_in_dim": 96, "vace_layers": 8},
+    ),
     "hunyuan_video": (
         supported.HunyuanVideo,
         FLUX
@@ -237,19 +269,38 @@ MODELS: dict[str, tuple[Any, dict[str, Any]]] = {
     ),
 }
 
+PARAMETERS = {
+    "flux": FluxParams,
+    "flux2": FluxParams,
+    "chroma": ChromaParams,
+    "hunyuan_video": HunyuanVideoParams,
+}
+LATER = {"txt_ids_dims": [], "meanflow_sum": False, "vec_in_dim": None}
+"""What these classes ask for on newer hosts."""
 
-def real_model(family: str) -> nn.Module:
-    """Returns ComfyUI's model of a family, with its tensors on the meta device."""
-    supported_model, config = MODELS[family]
-    model_config = supported_model(dict(config))
-    for key, value in supported_model.unet_extra_config.items():
+
+def real_model(
+    family: str, config: dict[str, Any] | None = None, device: torch.device | None = None
+) -> nn.Module:
+    """Returns ComfyUI's model of a family, with its tensors on the meta device.
+
+    Args:
+        family: One of `MODELS`.
+        config: Other sizes than the real ones.
+        device: Where the tensors shall be instead, without being initialised.
+    """
+    supported_model, real_config = MODELS[family]
+    model_config = supported_model(dict(config or real_config))
+    asked_for = {field.name for field in fields(PARAMETERS[family])} if family in PARAMETERS else ()
+    later = {key: value for key, value in LATER.items() if key in asked_for}
+    for key, value in (later | supported_model.unet_extra_config).items():
         model_config.unet_config.setdefault(key, value)
-    meta = torch.device("meta")
+    place = device or torch.device("meta")
     linspace = torch.linspace
     # Some classes read numbers of a schedule while they are made.
     torch.linspace = lambda *args, **options: linspace(*args, **{**options, "device": "cpu"})
     try:
-        with meta:
-            return model_config.get_model({}, "", device=meta)
+        with place:
+            return model_config.get_model({}, "", device=place)
     finally:
         torch.linspace = linspace

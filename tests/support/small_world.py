@@ -37,6 +37,9 @@ colours.
 VAE_SCALE = 0.0001
 """TAESD's decoder begins with 3 tanh(x / 3): this scale keeps a latent in its linear part."""
 
+BIAS = 0.1
+"""Deviation of all biases: an adapter that wrongly scales or turns them shows."""
+
 LayerKind = Literal["linear", "conv", "layer_norm", "group_norm"]
 
 
@@ -233,7 +236,8 @@ def _make_checkpoint(path: Path, shape: UnetShape, dtype: torch.dtype) -> None:
         for layer in layers:
             tensors[f"{prefix}{layer.name}.weight"] = _weight(layer, generator).to(dtype)
             if layer.bias:
-                tensors[f"{prefix}{layer.name}.bias"] = torch.zeros(layer.weight[0], dtype=dtype)
+                bias = torch.randn(layer.weight[0], generator=generator) * BIAS
+                tensors[f"{prefix}{layer.name}.bias"] = bias.to(dtype)
     for name, length in (("token", 49408), ("position", 77)):
         embedding = torch.randn(length, CLIP_WIDTH, generator=generator) * 0.5
         tensors[f"{CLIP_PREFIX}embeddings.{name}_embedding.weight"] = embedding.to(dtype)

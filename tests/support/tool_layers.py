@@ -1,5 +1,6 @@
 """One layer with an adapter as other tools compute it, and as we do after reading what they save."""
 
+import json
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
@@ -93,4 +94,6 @@ def of_peft(
         saved = {key: value for key, value in own.items() if "base_layer" not in key}
     else:
         saved = peft.get_peft_model_state_dict(model)
-    return added, {key: value.detach() for key, value in saved.items()}, config.to_dict()
+    # As its file has it: sets are lists, and kinds are strings.
+    written = json.loads(json.dumps(config.to_dict(), default=list))
+    return added, {key: value.detach() for key, value in saved.items()}, written

@@ -83,6 +83,32 @@ def text_to_image(
     return nodes
 
 
+def side_by_side(first: Prompt, second: Prompt) -> Prompt:
+    """Returns both prompts as one: `other_` is put before the ids of the second one's nodes.
+
+    Loaders that are the same in both are there once.
+    """
+    names = {
+        theirs: ours
+        for theirs, node in second.items()
+        for ours, same in first.items()
+        if node == same and node["class_type"] == "CheckpointLoaderSimple"
+    }
+
+    def renamed(value: Any) -> Any:
+        if not isinstance(value, list):
+            return value
+        return [names.get(value[0], f"other_{value[0]}"), value[1]]
+
+    other = {
+        f"other_{node_id}": node
+        | {"inputs": {name: renamed(value) for name, value in node["inputs"].items()}}
+        for node_id, node in second.items()
+        if node_id not in names
+    }
+    return first | other
+
+
 def saved_file(server: ComfyServer, history: dict[str, Any], node_id: str = "save") -> Path:
     """Returns the one file that a node of a finished workflow has written."""
     output = history["outputs"][node_id]

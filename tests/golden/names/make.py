@@ -72,6 +72,7 @@ HIDREAM = {
     "llama_layers": [*range(32), *[31] * 16],
 }
 WAN_I2V = {"in_channels": 36, "image_dim": 1280, "added_kv_proj_dim": 5120}
+WAN_VACE = {"vace_layers": list(range(0, 40, 5)), "vace_in_channels": 96}
 WAN_SMALL = {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30}
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -88,10 +89,12 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "sdxl_refiner": ("UNet2DConditionModel", {**REFINER_BLOCKS, **XL}),
     "sd35_medium": ("SD3Transformer2DModel", SD35_MEDIUM),
     "flux": ("FluxTransformer2DModel", {"guidance_embeds": True}),
+    "flux2": ("Flux2Transformer2DModel", {}),
     "chroma": ("ChromaTransformer2DModel", {}),
     "wan": ("WanTransformer3DModel", {}),
     "wan_small": ("WanTransformer3DModel", WAN_SMALL),
     "wan_i2v": ("WanTransformer3DModel", WAN_I2V),
+    "wan_vace": ("WanVACETransformer3DModel", WAN_VACE),
     "hunyuan_video": ("HunyuanVideoTransformer3DModel", {}),
     "qwen_image": ("QwenImageTransformer2DModel", {}),
     "z_image": ("ZImageTransformer2DModel", {}),
@@ -108,10 +111,12 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 CONVERSIONS: dict[str, Convert] = {
     "sd35_medium": conversion.convert_sd3_transformer_checkpoint_to_diffusers,
     "flux": conversion.convert_flux_transformer_checkpoint_to_diffusers,
+    "flux2": conversion.convert_flux2_transformer_checkpoint_to_diffusers,
     "chroma": conversion.convert_chroma_transformer_checkpoint_to_diffusers,
     "wan": conversion.convert_wan_transformer_to_diffusers,
     "wan_small": conversion.convert_wan_transformer_to_diffusers,
     "wan_i2v": conversion.convert_wan_transformer_to_diffusers,
+    "wan_vace": conversion.convert_wan_transformer_to_diffusers,
     "hunyuan_video": conversion.convert_hunyuan_video_transformer_to_diffusers,
     "z_image": conversion.convert_z_image_transformer_checkpoint_to_diffusers,
     "lumina2": conversion.convert_lumina2_to_diffusers,
@@ -172,7 +177,8 @@ def origins(family: str, shapes: dict[str, list[int]]) -> dict[str, str]:
         else:
             assert rows == [*whole[: len(rows) // 2], *range(first)], name
             place = "swapped"
-        found[name.removesuffix(".weight")] = f"{key.removesuffix('.weight')} {place}"
+        layer = key.removesuffix(".weight").removesuffix(".scale")
+        found[name.removesuffix(".weight")] = f"{layer} {place}"
     return found
 
 
