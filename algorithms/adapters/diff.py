@@ -84,7 +84,7 @@ class FullRank(Adapter):
         return cls(torch.zeros(layer.weight_shape))
 
 
-def _shaped(diff: Float[Tensor, "O ..."], weight: Float[Tensor, "O ..."]) -> Tensor:
+def _shaped(diff: Float[Tensor, "..."], weight: Float[Tensor, "O ..."]) -> Tensor:
     """Returns a stored change in the shape of a weight."""
     matrix = _without_kernel(weight.shape)
     if matrix is not None and matrix == _without_kernel(diff.shape):

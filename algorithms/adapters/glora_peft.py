@@ -108,8 +108,8 @@ class GloraPeft(Adapter):
 
     def _matrix(
         self,
-        down: Float[Tensor, "O R"] | None,
-        up: Float[Tensor, "R I"] | None,
+        down: Float[Tensor, "... R"] | None,
+        up: Float[Tensor, "R ..."] | None,
         x: Float[Tensor, "..."] | None,
         base: Float[Tensor, "O ..."],
     ) -> Float[Tensor, "..."]:

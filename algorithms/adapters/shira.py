@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from ..errors import ShapeError
 from ..layers import Layer
 from ..shapes import Float, Integer
 from .base import Adapter, InitialConfig, Role, widened
@@ -34,6 +35,10 @@ class Shira(Adapter):
     def delta_weight(self, weight: Float[Tensor, "O ..."]) -> Float[Tensor, "O ..."]:
         """Returns the numbers at their places among zeros; only the shape of `weight` is read."""
         sizes = matrix_sizes(tuple(weight.shape), self.name)
+        if self.indices.shape[0] != 2:
+            raise ShapeError(
+                f"its places are {list(self.indices.shape)} and not a row and a column"
+            )
         values, places = widened(self.values), self.indices.long()
         change = values.new_zeros(sizes)
         change = change.index_put((places[0], places[1]), values, accumulate=True)
