@@ -77,8 +77,9 @@ TEST_TOOLS = Group(
     title="the tools that test",
     requirements=(
         *("pytest==9.2.0", "jaxtyping==0.3.11", "beartype==0.23.1", "playwright==1.65.2"),
+        *("torch==2.13.0", "transformers<5", "hypothesis==6.170.17"),
     ),
-    imports=("pytest", "jaxtyping", "beartype", "playwright"),
+    imports=("pytest", "jaxtyping", "beartype", "playwright", "hypothesis"),
 )
 CHECK_TOOLS = Group(
     title="the tools that check",

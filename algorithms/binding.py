@@ -1,13 +1,15 @@
 """Places the adapters of a file on the weights of a model, and says what found no home."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from .adapters import Adapter
-from .errors import NoMatchError, ShapeError, listed
-from .families import Family, detect, in_text_encoder
+from .adapters.dora import Dora
+from .errors import FormatError, NoMatchError, ShapeError, listed
+from .families import Family, detect, encoders, in_text_encoder, likely_cause, sizes_of
 from .formats.parse import AdapterSet
 from .keymap import KeyMap, Target
 
@@ -27,15 +29,22 @@ class Binding:
     """The adapters of a file that have a home in one model."""
 
     bound: tuple[Bound, ...]
-    unmatched: tuple[str, ...]
+    unmatched: tuple[str, ...] = ()
     """Module names that mean nothing in this model."""
+    misfits: tuple[str, ...] = ()
+    """Modules that the weight which their name means does not fit, each with the reason."""
 
 
 def bind(adapter_set: AdapterSet, key_map: KeyMap) -> Binding:
     """Finds the weight of every adapter.
 
+    A layer that does not fit is left out and named where file and model are of one family: such a
+    model differs in a few layers, as the first one of an inpainting model does.
+
     Raises:
-        ShapeError: An adapter does not fit the weight that its name means.
+        FormatError: What an adapter means on its weight cannot be decided.
+        ShapeError: An adapter does not fit the weight that its name means, and the model is not
+            known to be of the family that the file was made for.
     """
     bound: list[Bound] = []
     unmatched: list[str] = []
@@ -50,13 +59,43 @@ def bind(adapter_set: AdapterSet, key_map: KeyMap) -> Binding:
                 dry_run(adapter, target, key_map.shapes)
             except ShapeError as error:
                 misfits.append(f"{module}: {error}")
-            bound.append(Bound(module, target, adapter))
-    if misfits:
+            except FormatError as error:
+                raise type(error)(f"{adapter_set.source}: {module}: {error}") from error
+            else:
+                bound.append(Bound(module, target, adapter))
+    if misfits and not (bound and _of_one_family(adapter_set, key_map)):
         raise ShapeError(
             f"{adapter_set.source} does not fit this model in {len(misfits)} of "
-            f"{len(bound)} layers: {listed(misfits, 1)}. {_made_for(adapter_set, key_map)}"
+            f"{len(misfits) + len(bound)} layers: {listed(misfits, 1)}. "
+            f"{_made_for(adapter_set, key_map)}"
         )
-    return Binding(tuple(bound), tuple(unmatched))
+    settled = _on_one_axis(bound, key_map.shapes)
+    return Binding(settled, tuple(unmatched), tuple(misfits))
+
+
+def _on_one_axis(
+    bound: Sequence[Bound], shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[Bound, ...]:
+    """Returns the same with DoRA magnitudes on the axis that the file has wherever it can be told.
+
+    A trainer has one axis for all layers. Only flattened magnitudes on square weights do not tell.
+    """
+    axes = {
+        bound_axes
+        for item in bound
+        if isinstance(item.adapter, Dora) and item.adapter.is_flat
+        for bound_axes in [item.adapter.axes(item.target.shape(shapes[item.target.weight]))]
+        if len(bound_axes) == 1
+    }
+    if len(axes) != 1:
+        return tuple(bound)
+    ((axis,),) = axes
+    return tuple(
+        replace(item, adapter=replace(item.adapter, flat_axis=axis))
+        if isinstance(item.adapter, Dora)
+        else item
+        for item in bound
+    )
 
 
 def dry_run(
@@ -72,7 +111,10 @@ def dry_run(
     Raises:
         ShapeError: The adapter does not fit the weight.
     """
-    shape = target.shape(shapes[target.weight])
+    own = target.shape(shapes[target.weight])
+    shape = adapter.grown(own)
+    if shape != own and target.rows is not None:
+        raise ShapeError("it makes the weight larger, which a part of a fused weight cannot be")
     shapes_only = adapter.to("meta")
     change = shapes_only.delta_weight(torch.empty(shape, device="meta"))
     assert change is None or change.shape == shape, f"{adapter.name} made {change.shape}"
@@ -111,29 +153,55 @@ def require_match(
     return tuple(module for module in adapter_set.adapters if module in nowhere)
 
 
+def causes(
+    adapter_set: AdapterSet,
+    homeless: Sequence[str],
+    model: KeyMap | None,
+    clip: KeyMap | None,
+) -> dict[str, list[str]]:
+    """Returns likely cause -> the modules that have no home for it, as the end of a sentence.
+
+    Args:
+        adapter_set: The file.
+        homeless: Its module names that mean nothing in any part that is connected.
+        model: The diffusion model, if one is connected.
+        clip: The text encoders, if there are any.
+    """
+    of_model = None if model is None else detect(sizes_of(model.shapes))
+    present = None if clip is None else encoders(clip.shapes)
+    found: dict[str, list[str]] = defaultdict(list)
+    for module in homeless:
+        sizes = _axis_sizes(adapter_set.adapters[module])
+        cause = likely_cause(module, sizes, of_model, present)
+        if model is None and not in_text_encoder(module):
+            cause = "no diffusion model is connected"
+        found[cause or "the model has no such layer"].append(module)
+    return found
+
+
 def families(
     adapter_set: AdapterSet, key_maps: Sequence[KeyMap]
 ) -> tuple[Family | None, Family | None]:
     """Returns the family that a file was made for and that of the model, by names and shapes."""
     of_file = detect(
-        {
-            module: frozenset(
-                size
-                for adapter in adapters
-                for tensor in adapter.tensors().values()
-                for size in tensor.shape
-            )
-            for module, adapters in adapter_set.adapters.items()
-        }
+        {module: _axis_sizes(adapters) for module, adapters in adapter_set.adapters.items()}
     )
-    of_model = detect(
-        {
-            weight: frozenset(shape)
-            for key_map in key_maps
-            for weight, shape in key_map.shapes.items()
-        }
+    sizes = {key: axes for key_map in key_maps for key, axes in sizes_of(key_map.shapes).items()}
+    return of_file, detect(sizes)
+
+
+def _axis_sizes(adapters: Sequence[Adapter]) -> frozenset[int]:
+    return frozenset(
+        size
+        for adapter in adapters
+        for tensor in adapter.tensors().values()
+        for size in tensor.shape
     )
-    return of_file, of_model
+
+
+def _of_one_family(adapter_set: AdapterSet, key_map: KeyMap) -> bool:
+    of_file, of_model = families(adapter_set, [key_map])
+    return of_file is not None and of_file == of_model
 
 
 def _made_for(adapter_set: AdapterSet, *key_maps: KeyMap) -> str:

@@ -21,6 +21,10 @@ class FormatError(AdapterError):
     """A file can be read, but its tensors make no adapter: none is known, or which is unclear."""
 
 
+class UndecidedError(FormatError):
+    """What a file means cannot be told from what it holds; the message says what would tell."""
+
+
 class MissingTensorError(FormatError):
     """A module of the file has some tensors of its method and lacks a required one."""
 
@@ -35,6 +39,10 @@ class ShapeError(AdapterError):
 
 class NoMatchError(AdapterError):
     """No module of the file has a home in the model: most likely made for another family."""
+
+
+class AmbiguousNameError(AdapterError):
+    """A module name of a file means two different weights of the model."""
 
 
 class UnsupportedLayerError(AdapterError):

@@ -20,6 +20,11 @@ ReadBias = Callable[[torch.device, torch.dtype], Tensor | None]
 """Gives the base bias, or None where the layer has none."""
 
 
+def swap_halves(tensor: Tensor) -> Tensor:
+    """Returns the rows with their two halves in the other order: (shift, scale), (scale, shift)."""
+    return tensor.roll(tensor.shape[0] // 2, 0)
+
+
 @dataclass(frozen=True)
 class Rows:
     """The part of a layer's outputs that one adapter acts on: a slice of a fused weight."""

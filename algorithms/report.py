@@ -1,30 +1,34 @@
 """What the user is told about a loaded file: methods, ranks, layers, and what found no home."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from .adapters import Adapter
 from .adapters.lora import Lora, LoraTucker
 from .errors import listed
-from .families import in_text_encoder
 from .formats.parse import AdapterSet
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """How many layers of one model part were adapted."""
+    """What became of a file in one part of the model."""
 
     part: str
     """`diffusion model` or `text encoder`."""
     layers: int
-    patched: int = 0
-    """Of these, layers whose weight was patched since no hook can reach them."""
+    """Layers of the file that were adapted."""
+    modules: int
+    """Layers that the file has for this part."""
+    unhooked: tuple[str, ...] = ()
+    """Layers whose weight was patched since no hook can reach them."""
+    misfits: tuple[str, ...] = ()
+    """Layers that do not fit the model, each with the reason."""
 
 
 def report(
     adapter_set: AdapterSet,
     coverage: Sequence[Coverage],
-    homeless: Sequence[str],
+    homeless: Mapping[str, Sequence[str]],
     notes: Sequence[str] = (),
 ) -> str:
     """Returns the text on the node.
@@ -32,15 +36,27 @@ def report(
     Args:
         adapter_set: The file.
         coverage: The model parts that are connected.
-        homeless: Module names that mean nothing in any of them.
+        homeless: Likely cause -> module names that mean nothing in any of them.
         notes: Further sentences.
     """
     lines = [methods(adapter_set), "Adapted: " + ", ".join(_covered(part) for part in coverage)]
-    lines += _homeless(homeless, {part.part for part in coverage})
+    for part in coverage:
+        if part.misfits:
+            lines.append(
+                f"Left out, as they do not fit the {part.part}: {listed(part.misfits, 3, '; ')}"
+            )
+        if part.unhooked:
+            lines.append(
+                f"Patched as weights, since no hook reaches them: {listed(part.unhooked, 3)}"
+            )
+    lines += [
+        f"Not applied: {_layers(len(modules))}, as {cause} ({listed(modules, 3)})"
+        for cause, modules in homeless.items()
+    ]
     if adapter_set.unclaimed:
         lines.append(f"Tensors not understood: {listed(adapter_set.unclaimed)}")
     sentences = [f"{line}." for line in lines]  # some pages show the line breaks as blanks
-    return "\n".join([*sentences, *notes])
+    return "\n".join([*sentences, *adapter_set.notes, *notes])
 
 
 def methods(adapter_set: AdapterSet) -> str:
@@ -69,20 +85,7 @@ def _method_name(name: str, adapters: Sequence[Adapter], training: str | None) -
 
 
 def _covered(part: Coverage) -> str:
-    layers = f"{_layers(part.layers)} of the {part.part}"
-    return f"{layers} ({part.patched} by weight patch)" if part.patched else layers
-
-
-def _homeless(names: Sequence[str], connected: set[str]) -> list[str]:
-    """Returns a line for modules of a part that is not connected, and one for unknown names."""
-    lines: list[str] = []
-    for part, here in (("text encoder", True), ("diffusion model", False)):
-        of_part = [name for name in names if in_text_encoder(name) is here]
-        if of_part and part not in connected:
-            lines.append(f"Not applied, no {part} connected: {_layers(len(of_part))}")
-        elif of_part:
-            lines.append(f"No home in the {part}: {listed(of_part)}")
-    return lines
+    return f"{part.part} {part.layers} of {_layers(part.modules)}"
 
 
 def _layers(count: int) -> str:

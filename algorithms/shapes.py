@@ -10,6 +10,7 @@ check of user files (`check_fields`). Letters, everywhere in the pack:
 import dataclasses
 import typing
 from collections.abc import Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -18,13 +19,15 @@ from .errors import ShapeError
 
 if TYPE_CHECKING:
     from typing import Annotated as Float
+    from typing import Annotated as Integer
 else:
     try:
-        from jaxtyping import Float
+        from jaxtyping import Float, Integer
     except ImportError:
         from typing import Annotated as Float
+        from typing import Annotated as Integer
 
-__all__ = ["Float", "axes_fit", "check_fields"]
+__all__ = ["Float", "Integer", "axes_fit", "check_fields"]
 
 Sizes = dict[str, tuple[int, str]]
 """Letter -> (size, name of the field that set it)."""
@@ -43,27 +46,25 @@ def check_fields(owner: type, tensors: Mapping[str, Tensor], where: str) -> None
             have two sizes.
     """
     sizes: Sizes = {}
-    for field in dataclasses.fields(owner):
-        axes = _annotated_axes(field.type)
-        if axes is None or field.name not in tensors:
+    for name, axes in _axes(owner):
+        if name not in tensors:
             continue
-        shape = tuple(tensors[field.name].shape)
-        for letter, size in _pairs(axes, shape, f"{where}: {field.name}"):
-            known = sizes.setdefault(letter, (size, field.name))
+        shape = tuple(tensors[name].shape)
+        for letter, size in _pairs(axes, shape, f"{where}: {name}"):
+            known = sizes.setdefault(letter, (size, name))
             if known[0] != size:
                 raise ShapeError(
-                    f"{where}: {field.name} has shape {shape}, so {letter} is {size} here, "
+                    f"{where}: {name} has shape {shape}, so {letter} is {size} here, "
                     f"but {known[0]} in {known[1]}. The file is damaged or of an unknown variant."
                 )
 
 
 def axes_fit(owner: type, shapes: Mapping[str, tuple[int, ...]]) -> bool:
     """Whether shapes have the numbers of axes that the annotations of a dataclass ask for."""
-    for field in dataclasses.fields(owner):
-        axes = _annotated_axes(field.type)
-        if axes is not None and field.name in shapes:
+    for name, axes in _axes(owner):
+        if name in shapes:
             variadic = sum(_is_variadic(axis) for axis in axes)
-            count, fixed = len(shapes[field.name]), len(axes) - variadic
+            count, fixed = len(shapes[name]), len(axes) - variadic
             if count < fixed or (count > fixed and not variadic):
                 return False
     return True
@@ -71,6 +72,13 @@ def axes_fit(owner: type, shapes: Mapping[str, tuple[int, ...]]) -> bool:
 
 def _is_variadic(axis: str) -> bool:
     return axis == "..." or axis.startswith("*")
+
+
+@cache
+def _axes(owner: type) -> tuple[tuple[str, list[str]], ...]:
+    """Returns the fields of a dataclass that are tensors, with their axes."""
+    found = ((field.name, _annotated_axes(field.type)) for field in dataclasses.fields(owner))
+    return tuple((name, axes) for name, axes in found if axes is not None)
 
 
 def _annotated_axes(annotation: Any) -> list[str] | None:

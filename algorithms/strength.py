@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .adapters.base import Adapter, widened
@@ -29,13 +30,20 @@ class Placed:
 def merged_weight(
     weight: Float[Tensor, "O ..."], placed: Sequence[Placed]
 ) -> Float[Tensor, "O ..."]:
-    """Returns a new weight with all changes, in the dtype of `weight`; computed in float32 up."""
+    """Returns a new weight with all changes, in the dtype of `weight`; computed in float32 up.
+
+    It is larger than `weight` where an adapter makes it so: those that do not act on its corner.
+    """
     base = widened(weight)
     total = base.clone()
     for item in placed:
         if item.strength == 0:
             continue
         part = base if item.rows is None else item.rows.take(base)
+        shape = item.adapter.grown(tuple(part.shape))
+        if shape != tuple(part.shape):
+            part = _filled_up(part, shape)
+            total = _filled_up(total, tuple(map(max, total.shape, shape)))
         change = item.adapter.delta_weight(part)
         if change is not None:
             _add(total, change * item.strength, item.rows)
@@ -88,9 +96,15 @@ def hooked_output(
     return y if total is None else y + total.to(y.dtype)
 
 
+def _filled_up(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Returns `tensor` with zeros after its last row and column."""
+    missing = [larger - size for larger, size in zip(shape, tensor.shape, strict=True)]
+    return F.pad(tensor, [side for size in reversed(missing) for side in (0, size)])
+
+
 def _add(total: Tensor, change: Tensor, rows: Rows | None, axis: int = 0) -> None:
-    """Adds `change` in place, to all of `total` or to some of its rows."""
+    """Adds `change` in place, to all of `total` (or its corner) or to some of its rows."""
     if rows is None:
-        total.add_(change)
+        total[tuple(slice(size) for size in change.shape)].add_(change)
     else:
         rows.add(total, change, axis)

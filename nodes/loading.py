@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from comfy_api.latest import io
 
-from ..algorithms.binding import Binding, bind, families, require_match
+from ..algorithms.binding import Binding, bind, causes, families, require_match
 from ..algorithms.errors import AdapterError, listed
+from ..algorithms.families import in_text_encoder
 from ..algorithms.formats.parse import AdapterSet
 from ..algorithms.keymap import KeyMap
 from ..algorithms.report import Coverage, report
 from .host.applying import Applied, Mode, apply
+from .host.embeddings import offer
 from .host.files import adapter_names, adapter_state, load_adapter
 from .host.keymaps import diffusion_model_key_map, text_encoder_key_map
 from .host.messages import show_text
@@ -20,6 +23,8 @@ from .schema import advanced
 MODEL = "diffusion model"
 CLIP = "text encoder"
 KEY_MAPS = {MODEL: diffusion_model_key_map, CLIP: text_encoder_key_map}
+AS_TRAINED = "as trained"
+AS_OTHERS = "as other loaders do"
 STRENGTH = {"default": 1.0, "min": -20.0, "max": 20.0, "step": 0.01}
 
 
@@ -73,8 +78,25 @@ class LoadAdapter(io.ComfyNode):
                         tooltip="For DyLoRA files: use only the first ranks. 0 uses all.",
                     )
                 ),
+                advanced(
+                    io.Combo.Input(
+                        "scale",
+                        options=[AS_TRAINED, AS_OTHERS],
+                        default=AS_TRAINED,
+                        tooltip="Some tools save files that act weaker in every loader than in "
+                        "training. Where the metadata prove it, this is corrected and the report "
+                        "says so; the second choice leaves it as it is elsewhere.",
+                    )
+                ),
             ],
-            outputs=[io.Model.Output(), io.Clip.Output()],
+            outputs=[
+                io.Model.Output(),
+                io.Clip.Output(),
+                io.String.Output(
+                    display_name="report",
+                    tooltip="What the file is, what of it was applied, and what was not.",
+                ),
+            ],
             hidden=[io.Hidden.unique_id],
         )
 
@@ -95,6 +117,7 @@ class LoadAdapter(io.ComfyNode):
         strength_clip: float,
         mode: Mode = "hook",
         rank: int = 0,
+        scale: str = AS_TRAINED,
         model: Any = None,
         clip: Any = None,
     ) -> io.NodeOutput:
@@ -105,22 +128,28 @@ class LoadAdapter(io.ComfyNode):
         if not connected:
             raise AdapterError("Load Adapter has nothing to adapt: connect a model or a CLIP.")
         if all(strengths[name] == 0 for name in connected):
-            return io.NodeOutput(model, clip)
-        adapter_set, notes = _cut(load_adapter(adapter).as_trained(), rank)
-        notes += adapter_set.notes
-        key_maps = [KEY_MAPS[name](parts[name]) for name in connected]
-        bindings = [bind(adapter_set, key_map) for key_map in key_maps]
-        homeless = require_match(adapter_set, bindings, key_maps)
+            return io.NodeOutput(model, clip, f"Strength 0: {adapter} was not read.")
+        adapter_set = load_adapter(adapter).as_trained(corrections=scale == AS_TRAINED)
+        adapter_set, notes = _cut(adapter_set, rank)
+        key_maps = {name: KEY_MAPS[name](parts[name]) for name in connected}
+        bindings = {name: bind(adapter_set, key_map) for name, key_map in key_maps.items()}
+        homeless = require_match(adapter_set, [*bindings.values()], [*key_maps.values()])
         if homeless:
-            notes += _other_family(adapter_set, key_maps)
+            notes += _other_family(adapter_set, [*key_maps.values()])
         coverage: list[Coverage] = []
-        for name, binding in zip(connected, bindings, strict=True):
+        for name, binding in bindings.items():
             parts[name], applied = _adapted(parts[name], binding, strengths[name], mode)
-            coverage.append(Coverage(name, applied.layers, applied.patched))
+            coverage.append(_coverage(name, binding, applied, homeless))
             notes += _biases(applied)
-        text = report(adapter_set, coverage, homeless, notes)
+            if strengths[name] == 0:
+                notes.append(f"The {name} is left alone: its strength is 0.")
+        if adapter_set.embeddings:
+            parts[CLIP], sentences = _embeddings(adapter_set, parts[CLIP])
+            notes += sentences
+        causes_found = causes(adapter_set, homeless, key_maps.get(MODEL), key_maps.get(CLIP))
+        text = report(adapter_set, coverage, causes_found, notes)
         show_text(cls.hidden.unique_id, text)
-        return io.NodeOutput(*parts.values(), ui={"text": [text]})
+        return io.NodeOutput(*parts.values(), text, ui={"text": [text]})
 
 
 def _adapted(part: Any, binding: Binding, strength: float, mode: Mode) -> tuple[Any, Applied]:
@@ -129,6 +158,14 @@ def _adapted(part: Any, binding: Binding, strength: float, mode: Mode) -> tuple[
         return part, Applied()
     adapted = part.clone()
     return adapted, apply(getattr(adapted, "patcher", adapted), binding.bound, strength, mode)
+
+
+def _coverage(part: str, binding: Binding, applied: Applied, homeless: Sequence[str]) -> Coverage:
+    """Returns what became of a file in one part of the model."""
+    missing = [module for module in homeless if in_text_encoder(module) == (part == CLIP)]
+    fitting = {item.module for item in binding.bound}
+    total = len(fitting) + len(binding.misfits) + len(missing)
+    return Coverage(part, applied.layers, total, applied.unhooked, binding.misfits)
 
 
 def _cut(adapter_set: AdapterSet, rank: int) -> tuple[AdapterSet, list[str]]:
@@ -153,6 +190,21 @@ def _other_family(adapter_set: AdapterSet, key_maps: list[KeyMap]) -> list[str]:
         f"The file was made for {made_for.name}, the model is {model.name}: "
         "only what fits is applied."
     ]
+
+
+def _embeddings(adapter_set: AdapterSet, clip: Any) -> tuple[Any, list[str]]:
+    """Returns the CLIP with the embeddings of the file, and what was done with them."""
+    names = list(adapter_set.embeddings)
+    if clip is None:
+        return clip, [f"Embeddings of the file not offered, no CLIP connected: {listed(names)}."]
+    clip, offered, refused = offer(clip, adapter_set.embeddings)
+    notes: list[str] = []
+    if offered:
+        words = [f"embedding:{name}" for name in offered]
+        notes.append(f"Embeddings of the file, to use in a prompt: {listed(words)}.")
+    if refused:
+        notes.append(f"Embeddings of the file that this CLIP does not take: {listed(refused)}.")
+    return clip, notes
 
 
 def _biases(applied: Applied) -> list[str]:

@@ -14,9 +14,9 @@ OWN_PARTS = {
     "adapters": {"adapters", "shapes", "errors", "layers"},
     "strength": {"adapters", "layers", "shapes"},
     "dispatch": {"layers", "strength"},
-    "keymap": {"layers"},
+    "keymap": {"errors", "layers"},
     "formats": {"formats", "adapters", "errors", "shapes"},
-    "families": {"families"},
+    "families": {"families", "keymap"},
     "binding": {"adapters", "keymap", "families", "formats", "errors"},
     "report": {"adapters", "errors", "families", "formats"},
 }

@@ -5,6 +5,7 @@ with their shapes, `delta_weight`, `delta_output` where a shorter way exists, an
 Strength, device and modules are not its matter: strength is written once, in `strength.py`.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -36,8 +37,12 @@ class Role:
     are no adapter (`.weight`): alone it claims nothing."""
     scalar: bool = False
     """The tensor holds one number, kept as a float."""
+    sizes: bool = False
+    """The tensor holds a shape, kept as integers."""
     common: bool = False
     """One tensor of the file serves all modules (VeRA's projections)."""
+    whole: bool = False
+    """The tensor holds whole numbers: positions in a weight, say."""
 
 
 ALPHA = Role("alpha", (".alpha",), required=False, shared=True, scalar=True)
@@ -58,6 +63,8 @@ class Origin:
     """The maker's own settings by its own names: sd-scripts' network arguments, PEFT's config."""
     module: str = ""
     """Module name as in the file."""
+    rank: int | None = None
+    """Rank that the module was trained with, for methods whose tensors do not tell."""
 
     def numerator(self, rank: int) -> float | None:
         """Returns the alpha that, divided by `rank`, gives the scale; None where nothing says it.
@@ -70,12 +77,13 @@ class Origin:
         return self.alpha * rank**0.5 if self.flag("use_rslora") else self.alpha
 
     def number(self, key: str) -> float | None:
-        """Returns an option as a number, or None where it is missing or no number."""
+        """Returns an option as a finite number, or None where it is missing or none."""
         value = self.options.get(key)
         try:
-            return None if value is None else float(value)
-        except (TypeError, ValueError):
+            number = None if value is None else float(value)
+        except (TypeError, ValueError, OverflowError):
             return None
+        return number if number is not None and math.isfinite(number) else None
 
     def flag(self, key: str) -> bool | None:
         """Returns an option as a truth value, or None where it is missing; strings are read too."""
@@ -102,6 +110,12 @@ class InitialConfig:
 
     rank: int = 4
     alpha: float | None = None
+    factor: int = -1
+    """LoKr's wish for the smaller part of each side of a weight; -1 is the most square split."""
+    constraint: float = 0.0
+    """Of rotations: how far they may turn, 0 for as far as they like."""
+    rescaled: bool = False
+    """Of rotations: whether the lengths of rows are trained too."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,6 +144,17 @@ class Adapter(ABC):
         """
         return axes_fit(cls, shapes)
 
+    def grown(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Returns the shape to which the weight is filled up with zeros before it is changed.
+
+        It is `shape` for all methods that do not change the shape of a weight, and only these can
+        be hooked: the input of the layer changes its width too.
+
+        Raises:
+            ShapeError: The weight is larger.
+        """
+        return shape
+
     @abstractmethod
     def delta_weight(self, weight: Float[Tensor, "O ..."]) -> Float[Tensor, "O ..."] | None:
         """Returns the change of `weight` at full strength, in float32 or better.
@@ -154,10 +179,11 @@ class Adapter(ABC):
         del bias
         return None
 
-    def prepared(self: A, weight: Float[Tensor, "O ..."]) -> A:
+    def prepared(self, weight: Float[Tensor, "O ..."]) -> "Adapter":
         """Returns the adapter with all constants that a base needs, computed once when it is bound.
 
-        The result changes `weight` and the outputs of its layer, and no other.
+        The result changes `weight` and the outputs of its layer, and no other. It may be of a
+        simpler method that makes the same change: a LoRA, where a change of low rank is wrapped up.
 
         Args:
             weight: The base weight in float32 or better; without values (on the meta device)
@@ -231,14 +257,20 @@ class Adapter(ABC):
         """Returns a copy with other tensors under the names that `tensors` gives them."""
         return replace(self, **tensors)
 
-    def stored(self) -> dict[str, Tensor | float]:
-        """Returns what a file holds of this adapter: suffix -> tensor or number."""
+    def stored(self) -> dict[str, Tensor | float | tuple[int, ...]]:
+        """Returns what a file holds of this adapter: suffix -> tensor, number or sizes."""
         values = {role.suffixes[0]: getattr(self, role.field) for role in self.roles}
         return {suffix: value for suffix, value in values.items() if value is not None}
 
     def to(self: A, device: torch.device | str, dtype: torch.dtype | None = None) -> A:
-        """Returns a copy with all tensors moved; tensors already there are shared."""
-        moved = {name: value.to(device, dtype) for name, value in self.tensors().items()}
+        """Returns a copy with all tensors moved; tensors already there are shared.
+
+        Whole numbers (positions in a weight) keep their dtype.
+        """
+        moved = {
+            name: value.to(device, dtype if value.is_floating_point() else None)
+            for name, value in self.tensors().items()
+        }
         return self.with_tensors(moved)
 
 

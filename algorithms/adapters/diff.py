@@ -4,6 +4,7 @@
 
 Source: LyCORIS `full` (algorithm "full", native fine-tuning); also what ComfyUI, ai-toolkit and
 Wan tools save for weights of one axis and for biases. There is no alpha: strength 1 is the file.
+ai-toolkit's `fullrank` saves the same under LoRA's name `lora_down`, without a `lora_up`.
 """
 
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from torch import Generator, Tensor
 from ..errors import ShapeError
 from ..layers import Layer
 from ..shapes import Float
-from .base import Adapter, InitialConfig, Role, widened
+from .base import ALPHA, Adapter, Completion, InitialConfig, Origin, Role, widened
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,16 +35,7 @@ class Diff(Adapter):
 
     def delta_weight(self, weight: Float[Tensor, "O ..."]) -> Float[Tensor, "O ..."] | None:
         """Returns the stored change; a 1x1 kernel and a matrix stand for each other."""
-        if self.diff is None:
-            return None
-        matrix = _without_kernel(weight.shape)
-        if matrix is not None and matrix == _without_kernel(self.diff.shape):
-            return widened(self.diff).reshape(weight.shape)
-        if self.diff.shape != weight.shape:
-            raise ShapeError(
-                f"the stored change is {list(self.diff.shape)}, the weight {list(weight.shape)}"
-            )
-        return widened(self.diff)
+        return None if self.diff is None else _shaped(self.diff, weight)
 
     def delta_bias(self, bias: Float[Tensor, " O"] | None) -> Float[Tensor, " N"] | None:
         """Returns the stored change of the bias."""
@@ -55,6 +47,53 @@ class Diff(Adapter):
         """Returns zeros for weight and bias."""
         del config, generator
         return cls(torch.zeros(layer.weight_shape), torch.zeros(layer.weight_shape[0]))
+
+
+@dataclass(frozen=True, eq=False)
+class FullRank(Adapter):
+    """A whole change under the name of a LoRA's first factor: ai-toolkit's `fullrank`."""
+
+    name = "full (ai-toolkit)"
+    roles = (Role("diff", (".lora_down.weight", ".lora_A.weight")), ALPHA)
+    additive = True
+
+    diff: Float[Tensor, "O I ..."]
+    alpha: float | None = None
+    """Without meaning: the rank that would divide it is not in the file, and nearly always alpha
+    itself."""
+
+    def delta_weight(self, weight: Float[Tensor, "O ..."]) -> Float[Tensor, "O ..."]:
+        """Returns the stored change."""
+        try:
+            return _shaped(self.diff, weight)
+        except ShapeError as error:
+            raise ShapeError(
+                f"{error}. It has the name of a LoRA's lora_down without a lora_up, and can only "
+                "be a change of full rank (ai-toolkit), or a file that lacks its lora_up"
+            ) from error
+
+    def completed(self, origin: Origin, *, corrections: bool) -> "Completion[FullRank]":
+        """Returns the adapter; where it has an alpha, the scale is assumed."""
+        del origin, corrections
+        return Completion(self, assumed="scale 1 of changes of full rank" if self.alpha else "")
+
+    @classmethod
+    def initial(cls, layer: Layer, config: InitialConfig, generator: Generator) -> "FullRank":
+        """Returns zeros."""
+        del config, generator
+        return cls(torch.zeros(layer.weight_shape))
+
+
+def _shaped(diff: Float[Tensor, "O ..."], weight: Float[Tensor, "O ..."]) -> Tensor:
+    """Returns a stored change in the shape of a weight."""
+    matrix = _without_kernel(weight.shape)
+    if matrix is not None and matrix == _without_kernel(diff.shape):
+        return widened(diff).reshape(weight.shape)
+    if diff.shape != weight.shape:
+        raise ShapeError(
+            f"the stored change is {list(diff.shape)}, the weight {list(weight.shape)}"
+        )
+    return widened(diff)
 
 
 def _without_kernel(shape: tuple[int, ...]) -> tuple[int, ...] | None:

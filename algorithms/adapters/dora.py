@@ -5,7 +5,9 @@
 Source: DoRA, Liu et al. 2024, arXiv 2402.09353, section 4.1. The norm is taken over all axes but
 one: the outputs (a magnitude `[O, 1, ...]`) or the inputs (`[1, I, ...]`).
 On disk: `dora_scale` (LyCORIS, OneTrainer; either axis, told by its shape), and on the outputs only
-`lora_magnitude_vector` (PEFT) and `magnitude` (ai-toolkit), whatever their shape.
+`lora_magnitude_vector` (PEFT) and `magnitude` (ai-toolkit), whatever their shape. A `dora_scale`
+that a converter has flattened fits both axes of a square weight; then the axis is that of the other
+layers of the file (`binding.py`), else what the header says, else the outputs.
 Departs from ComfyUI 0.28, which divides by ||W|| on the output axis, and from LyCORIS and PEFT at
 strengths other than 1: here the result at strength s lies on the line from W to W'.
 """
@@ -17,13 +19,17 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
-from ..errors import ShapeError
+from ..errors import FormatError, ShapeError
 from ..layers import Layer
 from ..shapes import Float
 from .base import Adapter, Completion, InitialConfig, Origin, Role, widened
+from .lokr import Lokr
 from .lora import Lora
 
 Axis = Literal["outputs", "inputs"]
+LORA_SETTINGS = ("wd_on_output", "lora_decompose_output_axis")
+"""Settings that put the magnitudes on the outputs: LyCORIS' and OneTrainer's."""
+LOKR_SETTINGS = ("wd_on_output", "lokr_dora_on_output")
 INNER = "inner."
 """What stands before the names of the inner adapter's tensors."""
 
@@ -57,6 +63,15 @@ class Dora(Adapter):
     """Axis of a `dora_scale` that a converter has flattened, where both have its length."""
     gain: Float[Tensor, " N"] | None = None
     """m / ||V|| for one base; made by `prepared`."""
+    growth: Float[Tensor, " N"] | None = None
+    """`gain` - 1, which a low dtype could not tell from the rounding of a gain near 1."""
+
+    def __post_init__(self) -> None:
+        """Refuses two vectors of magnitudes."""
+        if self.dora_scale is not None and self.magnitude_vector is not None:
+            raise FormatError(
+                "there are DoRA magnitudes in two spellings, and which count is unclear"
+            )
 
     @property
     def rank(self) -> int | None:
@@ -82,7 +97,8 @@ class Dora(Adapter):
         """Returns the adapter with m / ||V|| for this base."""
         inner = self.inner.prepared(weight)
         base = widened(weight)
-        return replace(self, inner=inner, gain=self._gain(base + self._inner_change(base)))
+        gain = self._gain(base + self._inner_change(base))
+        return replace(self, inner=inner, gain=gain, growth=gain - 1)
 
     def delta_output(
         self, x: Float[Tensor, "B ..."], y: Float[Tensor, "B ..."], layer: Layer
@@ -92,25 +108,28 @@ class Dora(Adapter):
         On the outputs it is (g - 1) * (y - b) + g * inner(x), on the inputs the layer itself on
         (g - 1) * x, plus inner(g * x).
         """
-        if self.gain is None:
+        if self.gain is None or self.growth is None:
             return super().delta_output(x, y, layer)
-        gain = self.gain.to(x.dtype)
+        gain, growth = self.gain.to(x.dtype), self.growth.to(x.dtype)
         shift = self.inner.delta_bias(layer.bias(x))
         shift = None if shift is None else layer.over_channels(shift.to(x.dtype), y)
         if self.axis(layer.weight_shape) == "outputs":
-            factor = layer.over_channels(gain, y)
+            gain, growth = layer.over_channels(gain, y), layer.over_channels(growth, y)
             change = self.inner.delta_output(x, y, layer)
             change = change if shift is None else change - shift
-            change = (factor - 1) * layer.unbiased(y) + factor * change
+            change = growth * layer.unbiased(y) + gain * change
             return change if shift is None else change + shift
-        factor = layer.over_channels(gain.repeat(layer.groups), x)
-        return layer.product(x * (factor - 1)) + self.inner.delta_output(x * factor, y, layer)
+        gain = layer.over_channels(gain.repeat(layer.groups), x)
+        growth = layer.over_channels(growth.repeat(layer.groups), x)
+        return layer.product(x * growth) + self.inner.delta_output(x * gain, y, layer)
 
     def completed(self, origin: Origin, *, corrections: bool) -> "Completion[Dora]":
-        """Returns the adapter with its inner adapter completed."""
+        """Returns the adapter with its inner adapter completed, and the axis of the header."""
         inner = self.inner.completed(origin, corrections=corrections)
         return Completion(
-            replace(self, inner=inner.adapter), assumed=inner.assumed, corrected=inner.corrected
+            replace(self, inner=inner.adapter, flat_axis=self._axis_by_header(origin)),
+            assumed=inner.assumed,
+            corrected=inner.corrected,
         )
 
     @classmethod
@@ -130,25 +149,30 @@ class Dora(Adapter):
         Raises:
             ShapeError: The magnitudes fit neither axis.
         """
-        outputs, inputs = shape[0], shape[1] if len(shape) > 1 else 1
-        found = self._magnitude
-        any_axis = self.dora_scale is not None and found.ndim == 1
-        fitting: list[Axis] = []
-        if found.numel() == outputs and (
-            any_axis or self.dora_scale is None or found.shape[0] == outputs
-        ):
-            fitting.append("outputs")
-        if (
-            self.dora_scale is not None
-            and found.numel() == inputs
-            and (any_axis or found.shape[1] == inputs)
-        ):
-            fitting.append("inputs")
+        fitting = self.axes(shape)
         if not fitting:
             raise ShapeError(
-                f"the DoRA magnitudes are {list(found.shape)}, the weight is {list(shape)}"
+                f"the DoRA magnitudes are {list(self._magnitude.shape)}, the weight is {list(shape)}"
             )
         return self.flat_axis if self.flat_axis in fitting else fitting[0]
+
+    def axes(self, shape: tuple[int, ...]) -> tuple[Axis, ...]:
+        """Returns the axes of a weight of `shape` that the magnitudes fit: one, both or none."""
+        outputs, inputs = shape[0], shape[1] if len(shape) > 1 else 1
+        found = self._magnitude
+        if self.dora_scale is None:
+            return ("outputs",) if found.numel() == outputs else ()
+        flat = found.ndim < 2
+        fits: dict[Axis, bool] = {
+            "outputs": found.numel() == outputs and (flat or found.shape[0] == outputs),
+            "inputs": found.numel() == inputs and (flat or found.shape[1] == inputs),
+        }
+        return tuple(axis for axis, fit in fits.items() if fit)
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether the magnitudes have lost the axis that tells theirs."""
+        return self.dora_scale is not None and self.dora_scale.ndim < 2
 
     def tensors(self) -> dict[str, Tensor]:
         """Returns the own tensors and those of the inner adapter, whose names begin with inner."""
@@ -165,7 +189,7 @@ class Dora(Adapter):
         own = {name: value for name, value in tensors.items() if not name.startswith(INNER)}
         return replace(self, inner=self.inner.with_tensors(inner), **own)
 
-    def stored(self) -> dict[str, Tensor | float]:
+    def stored(self) -> dict[str, Tensor | float | tuple[int, ...]]:
         """Returns what a file holds of the inner adapter and of the magnitudes."""
         return self.inner.stored() | super().stored()
 
@@ -174,6 +198,16 @@ class Dora(Adapter):
         found = self.dora_scale if self.magnitude_vector is None else self.magnitude_vector
         assert found is not None, "parsing gives one of both"
         return found
+
+    def _axis_by_header(self, origin: Origin) -> Axis:
+        """Returns the axis that the maker's settings name; LyCORIS' default is the outputs.
+
+        OneTrainer's header always has the settings of all its methods.
+        """
+        of_method = LOKR_SETTINGS if isinstance(self.inner, Lokr) else LORA_SETTINGS
+        said = (origin.flag(setting) for setting in of_method)
+        on_outputs = next((flag for flag in said if flag is not None), True)
+        return "outputs" if on_outputs else "inputs"
 
     def _inner_change(self, weight: Tensor) -> Tensor:
         change = self.inner.delta_weight(weight)

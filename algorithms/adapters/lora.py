@@ -5,18 +5,19 @@
 Source: LoRA, Hu et al. 2021, arXiv 2106.09685, section 4.1. LoRA-LierLa is its use on linear layers
 and 1x1 convolutions, LoRA-C3Lier (LoCon) on all convolutions: `down` then carries the kernel.
 On disk: kohya sd-scripts and LyCORIS (`lora_up`, `lora_down`, `alpha`), PEFT (`lora_A`, `lora_B`),
-and the two older spellings of diffusers. Without `alpha` the scale is 1. LoRA+, LoRA-FA and rsLoRA
-train it in other ways and save the same tensors; a DyLoRA file is one too, cut by `sliced`.
-The bias of PEFT (`lora_B.bias`) is scaled like the product.
+the two older spellings of diffusers, and XLabs' (`.up`, `.down` after a name that ends in `lora1`).
+Without `alpha` the scale is 1. LoRA+, LoRA-FA and rsLoRA train it in other ways and save the same
+tensors; a DyLoRA file is one too, cut by `sliced`. The bias of PEFT (`lora_B.bias`) is scaled like
+the product. `reshape_weight` is ComfyUI's.
 """
 
-import math
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
 from torch import Generator, Tensor
 
+from ..errors import ShapeError
 from ..layers import Layer
 from ..shapes import Float
 from .base import (
@@ -29,7 +30,7 @@ from .base import (
     scale_of,
     widened,
 )
-from .linalg import low_rank, require_product, tucker
+from .linalg import kaiming, low_rank, require_product, tucker
 
 UP = Role(
     "up",
@@ -41,6 +42,7 @@ UP = Role(
         "_lora.up.weight",
         ".lora.up.weight",
         ".lora_linear_layer.up.weight",
+        ".up.weight",
     ),
 )
 DOWN = Role(
@@ -53,9 +55,11 @@ DOWN = Role(
         "_lora.down.weight",
         ".lora.down.weight",
         ".lora_linear_layer.down.weight",
+        ".down.weight",
     ),
 )
 BIAS = Role("bias", (".lora_up.bias", ".lora_B.bias", ".lora_B.*.bias"), required=False)
+RESHAPE = Role("reshape", (".reshape_weight",), required=False, sizes=True)
 MID = Role("mid", (".lora_mid.weight",))
 
 
@@ -64,13 +68,15 @@ class Lora(Adapter):
     """LoRA with two factors."""
 
     name = "LoRA"
-    roles = (UP, DOWN, ALPHA, BIAS)
+    roles = (UP, DOWN, ALPHA, BIAS, RESHAPE)
     additive = True
 
     up: Float[Tensor, "O R ..."]
     down: Float[Tensor, "R I ..."]
     alpha: float | None = None
     bias: Float[Tensor, " O"] | None = None
+    reshape: tuple[int, ...] | None = None
+    """Shape that the weight gets first: the control LoRAs of BFL give `img_in` more inputs."""
 
     @property
     def rank(self) -> int:
@@ -81,6 +87,16 @@ class Lora(Adapter):
     def scale(self) -> float:
         """The factor on the product: alpha / R, or 1 where the file has no alpha (or 0)."""
         return scale_of(self.alpha, self.rank)
+
+    def grown(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Returns `reshape` where the file has one."""
+        if self.reshape is None:
+            return shape
+        if len(self.reshape) != len(shape) or any(map(int.__lt__, self.reshape, shape)):
+            raise ShapeError(
+                f"it gives a weight the shape {list(self.reshape)}, and the model's is {list(shape)}"
+            )
+        return self.reshape
 
     def delta_weight(self, weight: Float[Tensor, "O ..."]) -> Float[Tensor, "O ..."]:
         """Returns the scaled product in the shape of `weight`; only its shape is read."""
@@ -97,9 +113,9 @@ class Lora(Adapter):
         """Returns `scale * up(down(x))`, which never builds the weight.
 
         A grouped convolution takes the way over the weight: a product of the two layers would mix
-        the groups.
+        the groups. So does rank 0, since no convolution has zero outputs.
         """
-        if layer.groups != 1:
+        if layer.groups != 1 or self.rank == 0:
             return super().delta_output(x, y, layer)
         up, down = self.up.flatten(1), self.down.flatten(1)
         require_product(up, down, layer.weight_shape)
@@ -117,7 +133,7 @@ class Lora(Adapter):
     def initial(cls, layer: Layer, config: InitialConfig, generator: Generator) -> "Lora":
         """Returns Kaiming-uniform `down` (a = sqrt 5, as kohya and PEFT) and `up` at zero."""
         outputs, *inputs = layer.weight_shape
-        down = _kaiming((config.rank, *inputs), generator)
+        down = kaiming((config.rank, *inputs), generator)
         up = torch.zeros(outputs, config.rank, *[1] * (len(inputs) - 1))
         return cls(up, down, config.alpha)
 
@@ -192,8 +208,8 @@ class LoraTucker(Adapter):
         """Returns Kaiming-uniform `down` and `mid`, and `up` at zero, as LyCORIS does."""
         outputs, inputs, *kernel = layer.weight_shape
         rank = config.rank
-        down = _kaiming((rank, inputs, *[1] * len(kernel)), generator)
-        mid = _kaiming((rank, rank, *kernel), generator)
+        down = kaiming((rank, inputs, *[1] * len(kernel)), generator)
+        mid = kaiming((rank, rank, *kernel), generator)
         return cls(torch.zeros(outputs, rank, *[1] * len(kernel)), mid, down, config.alpha)
 
 
@@ -240,9 +256,3 @@ def _diagonal_blocks(up: Float[Tensor, "O R"]) -> int:
         if bool((starts[1:] >= ends[:-1]).all()):
             return parts
     return 1
-
-
-def _kaiming(shape: tuple[int, ...], generator: Generator) -> Tensor:
-    """Returns `kaiming_uniform_` with a = sqrt 5: uniform within 1 / sqrt(fan in)."""
-    bound = 1 / math.sqrt(math.prod(shape[1:]))
-    return torch.empty(shape).uniform_(-bound, bound, generator=generator)

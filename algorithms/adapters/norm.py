@@ -29,7 +29,7 @@ class Norm(Adapter):
     w_norm: Float[Tensor, " O"] | None = None
     b_norm: Float[Tensor, " O"] | None = None
 
-    def delta_weight(self, weight: Float[Tensor, " O"]) -> Float[Tensor, " O"] | None:
+    def delta_weight(self, weight: Float[Tensor, "O ..."]) -> Float[Tensor, "O ..."] | None:
         """Returns the stored change of the scale."""
         if self.w_norm is None:
             return None

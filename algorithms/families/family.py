@@ -1,20 +1,53 @@
 """What a model family is, and how one is told from names and sizes."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+
+from ..keymap import Naming, Target
 
 Sizes = Mapping[str, frozenset[int]]
 """Module or weight name -> every axis size of its tensors."""
+Shapes = Mapping[str, tuple[int, ...]]
+"""Key of a parameter -> its shape."""
+Names = Callable[[Shapes], Iterable[tuple[str, Target]]]
+
+
+def no_names(shapes: Shapes) -> Iterator[tuple[str, Target]]:
+    """Returns nothing: the host's names are the ones that all tools use."""
+    del shapes
+    return iter(())
 
 
 @dataclass(frozen=True)
 class Mark:
     """A sign of a family: a part of a name, and optionally a size that goes with it."""
 
-    fragment: str
-    """Part of a module name with its dots as underscores, so that one mark serves all dialects."""
+    pattern: str
+    """Regular expression for a part of a module name with its dots as underscores, so that one mark
+    serves all dialects."""
     size: int | None = None
     """A size that one of the module's tensors must have: the width of its text input, say."""
+
+    @cached_property
+    def _compiled(self) -> re.Pattern[str]:
+        return re.compile(self.pattern)
+
+    def on(self, text: str, sizes: Sizes) -> bool:
+        """Whether a module bears the mark.
+
+        Args:
+            text: All module names with underscores, each on a line.
+            sizes: The same names -> axis sizes.
+        """
+        for found in self._compiled.finditer(text):
+            if self.size is None:
+                return True
+            line = text[text.rfind("\n", 0, found.start()) + 1 :].partition("\n")[0]
+            if self.size in sizes[line]:
+                return True
+        return False
 
 
 @dataclass(frozen=True)
@@ -24,12 +57,14 @@ class Family:
     name: str
     """As users know it, for example `SDXL`."""
     marks: tuple[Mark, ...]
+    names: Names = no_names
+    """Shapes of a model -> (module name in diffusers or another tool, what it means); of several
+    names of one weight the first is diffusers'."""
+    diffusers_prefix: str = "transformer."
+    """What diffusers puts before the names."""
+    kohya: Naming = "host"
+    """Which names sd-scripts makes its own of."""
 
-    def fits(self, sizes: Sizes) -> bool:
-        """Whether a module of `sizes` bears one of the marks."""
-        underscored = [(name.replace(".", "_"), axes) for name, axes in sizes.items()]
-        return any(
-            mark.fragment in name and (mark.size is None or mark.size in axes)
-            for mark in self.marks
-            for name, axes in underscored
-        )
+    def fits(self, text: str, sizes: Sizes) -> bool:
+        """Whether one of the marks is on the modules; see `Mark.on`."""
+        return any(mark.on(text, sizes) for mark in self.marks)

@@ -4,11 +4,12 @@ from collections import OrderedDict
 from pathlib import Path
 
 from ..errors import FileError
-from .parse import AdapterSet, parse_file
-from .read import gone, read_file
+from .parse import AdapterSet, Convert, parse_file
+from .read import config_beside, gone, read_file
 
-State = tuple[int, int]
-"""Size in bytes and modification time in nanoseconds."""
+State = tuple[int, ...]
+"""Size in bytes and modification time in nanoseconds, of the file and of PEFT's configuration
+beside it, if there is one."""
 
 
 def file_state(path: Path) -> State:
@@ -21,7 +22,11 @@ def file_state(path: Path) -> State:
         stat = path.stat()
     except OSError as error:
         raise FileError(gone(path)) from error
-    return stat.st_size, stat.st_mtime_ns
+    try:
+        beside = config_beside(path).stat()
+    except OSError:
+        return stat.st_size, stat.st_mtime_ns
+    return stat.st_size, stat.st_mtime_ns, beside.st_size, beside.st_mtime_ns
 
 
 class ParsedFiles:
@@ -30,12 +35,13 @@ class ParsedFiles:
     (On Windows they are read whole, and this holds the memory of at most `limit` adapter files.)
     """
 
-    def __init__(self, limit: int = 8) -> None:
+    def __init__(self, limit: int = 8, convert: Convert | None = None) -> None:
+        self._convert = convert
         self._limit = limit
         self._kept: OrderedDict[Path, tuple[State, AdapterSet]] = OrderedDict()
 
     def get(self, path: Path) -> AdapterSet:
-        """Returns the adapters of a file, read again only if size or time of it changed.
+        """Returns the adapters of a file, read again only if its state changed.
 
         Raises:
             FileError, FormatError, ShapeError: As `read_file` and `parse_file`.
@@ -44,7 +50,7 @@ class ParsedFiles:
         kept = self._kept.get(path)
         if kept is None or kept[0] != state:
             self._kept.pop(path, None)
-            kept = (state, parse_file(read_file(path)))
+            kept = (state, parse_file(read_file(path), self._convert))
             self._kept[path] = kept
         self._kept.move_to_end(path)
         while len(self._kept) > self._limit:

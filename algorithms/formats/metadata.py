@@ -1,12 +1,14 @@
 """The metadata of adapter files: every key that is read or written, and what it means."""
 
 import json
-import re
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from ..adapters.base import Origin, Tool
+from .peft import by_pattern, of_module
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class AdapterMetadata:
         """The trainer's module, `networks.lora` for instance (sd-scripts); empty if unknown."""
         return self.strings.get("ss_network_module", "")
 
-    @property
+    @cached_property
     def network_args(self) -> dict[str, Any]:
         """The trainer's arguments (sd-scripts `ss_network_args`)."""
         return _json_object(self.strings.get("ss_network_args"))
@@ -83,31 +85,45 @@ class AdapterMetadata:
         PEFT keeps everything but the tensors in its configuration: diffusers writes it into the
         header under `lora_adapter_metadata`, with the component before each key (`unet.r`), PEFT
         itself into `adapter_config.json` beside the file. Patterns override rank and alpha of
-        single modules, by PEFT's rule: a key counts if the module's name ends with it.
+        single modules.
 
         Args:
             module: Module name as in the file.
         """
         tool = self.tool(module)
         if tool == "peft":
-            options = self._peft_config(module)
+            options = of_module(self._peft_config, module)
             default = options.get("lora_alpha", options.get("alpha"))
-            alpha = _by_pattern(options.get("alpha_pattern"), module, default)
-            return Origin(tool, alpha, options, module)
+            alpha = _number(by_pattern(options.get("alpha_pattern"), module, default))
+            rank = _number(by_pattern(options.get("rank_pattern"), module, options.get("r")))
+            return Origin(tool, alpha, options, module, _whole(rank))
         if tool == "onetrainer":
-            return Origin(tool, None, _json_object(self.strings.get("ot_config")), module)
-        return Origin(tool, self.network_alpha, self.network_args, module)
+            return Origin(tool, None, self._onetrainer_config, module)
+        rank = _whole(_number(self.strings.get("ss_network_dim")))
+        return Origin(tool, self.network_alpha, self.network_args, module, rank)
 
-    def _peft_config(self, module: str) -> dict[str, Any]:
-        in_header = _json_object(self.strings.get("lora_adapter_metadata"))
-        if not in_header:
-            return dict(self.config)
-        component = module.partition(".")[0] + "."
-        return {
-            key.removeprefix(component): value
-            for key, value in in_header.items()
-            if key.startswith(component)
-        }
+    def keeps_whole(self, module: str) -> bool:
+        """Whether PEFT stored a layer whole, beside its adapters, under its plain name.
+
+        `modules_to_save` names layers by how their path ends, or something that they are part of.
+
+        Args:
+            module: Module name as in the file.
+        """
+        saved = of_module(self._peft_config, module).get("modules_to_save")
+        parts = module.split(".")
+        paths = [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
+        return isinstance(saved, list) and any(
+            path.endswith(str(name)) for path in paths for name in saved
+        )
+
+    @cached_property
+    def _peft_config(self) -> dict[str, Any]:
+        return _json_object(self.strings.get("lora_adapter_metadata")) or dict(self.config)
+
+    @cached_property
+    def _onetrainer_config(self) -> dict[str, Any]:
+        return _json_object(self.strings.get("ot_config"))
 
 
 TOOL_PREFIXES: dict[str, Tool] = {
@@ -117,24 +133,24 @@ TOOL_PREFIXES: dict[str, Tool] = {
 }
 
 
-def _by_pattern(patterns: Any, module: str, default: Any) -> float | None:
-    """Returns the number of the first pattern that a module's name ends with, else the default."""
-    for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return _number(value)
-    return _number(default)
-
-
 def _json_object(text: str | None) -> dict[str, Any]:
     try:
         value = json.loads(text or "{}")
-    except ValueError:  # a foreign tool's business; the tensors still say what they are
+    except (
+        ValueError,
+        RecursionError,
+    ):  # a foreign tool's business; the tensors still say what they are
         return {}
     return value if isinstance(value, dict) else {}
 
 
 def _number(value: Any) -> float | None:
     try:
-        return float(value)
-    except (TypeError, ValueError):
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
         return None
+    return number if math.isfinite(number) else None
+
+
+def _whole(value: float | None) -> int | None:
+    return int(value) if value else None

@@ -1,24 +1,33 @@
 """Parses a file: key -> (module name, role) -> method, for each module on its own."""
 
 import itertools
+import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..adapters import ADAPTERS, Adapter, Role
+from ..adapters.diff import FullRank
 from ..adapters.dora import Dora
+from ..adapters.lora import UP
+from ..adapters.replacement import Replacement
 from ..errors import FormatError, MissingTensorError, NonFiniteError, ShapeError, listed
 from ..shapes import check_fields
+from . import peft
+from .embeddings import Embeddings, is_embedding, split_embeddings
 from .metadata import AdapterMetadata
-from .read import RawFile
+from .read import Header, RawFile, hollow
 
 Suffixes = dict[str, str]
 """Suffix as in the roles -> key, the tensors of one module."""
+Convert = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+"""Gives the tensors of a file under other names, for layouts that a host translates."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +41,8 @@ class AdapterSet:
     metadata: AdapterMetadata
     unclaimed: tuple[str, ...] = ()
     """Keys that no method understands."""
+    embeddings: Embeddings = field(default_factory=dict[str, dict[str, Tensor]])
+    """Textual inversions that lie in the file beside its adapters."""
     notes: tuple[str, ...] = ()
     """Sentences about what was assumed or corrected."""
 
@@ -54,6 +65,9 @@ class AdapterSet:
         corrected: Counter[str] = Counter()
         for module, parsed in self.adapters.items():
             origin = self.metadata.origin(module)
+            if origin.tool == "peft":
+                self._require_ordinary(module, parsed, origin.options)
+                assumed.update({remark for remark in [peft.remark(origin.options)] if remark})
             completions = [one.completed(origin, corrections=corrections) for one in parsed]
             adapters[module] = tuple(completion.adapter for completion in completions)
             assumed.update({one.assumed for one in completions if one.assumed})
@@ -68,18 +82,64 @@ class AdapterSet:
         ]
         return replace(self, adapters=adapters, notes=(*self.notes, *notes))
 
+    def _require_ordinary(
+        self, module: str, adapters: Sequence[Adapter], options: Mapping[str, Any]
+    ) -> None:
+        """Refuses a LoRA that the configuration makes something else of.
 
-def parse_file(raw: RawFile) -> AdapterSet:
+        Raises:
+            FormatError: It does.
+        """
+        meaning = peft.other_meaning(options)
+        low_rank = any(isinstance(one, Dora) or one.name.startswith("LoRA") for one in adapters)
+        if meaning and low_rank:
+            raise FormatError(
+                f"{self.source} cannot be loaded: its configuration says that {module} is {meaning}."
+            )
+
+
+def parse_file(raw: RawFile, convert: Convert | None = None) -> AdapterSet:
     """Finds the adapters of a file.
 
+    What its header alone proves wrong is said before any tensor is read, and only the tensors of
+    adapters are.
+
+    Args:
+        raw: The file.
+        convert: Renames its tensors before they are looked at.
+
     Raises:
-        FormatError: No tensor belongs to a known method, or two methods fit the same tensors.
+        FormatError: No tensor belongs to a known method, two methods fit the same tensors, or a
+            tensor is of a dtype that its role has no use for.
         MissingTensorError: A module lacks a tensor that its method requires.
         NonFiniteError: A tensor holds NaN or infinity.
         ShapeError: The tensors of a module contradict each other.
     """
-    tensors = {key: raw.tensor(key) for key in raw.shapes}
-    return parse_tensors(tensors, raw.metadata, raw.name, raw.config)
+    left = parse_header(raw.header, raw.config, convert).unclaimed
+    skipped = set(left)
+    tensors = {key: raw.tensor(key) for key in raw.header.forms if key not in skipped}
+    tensors = tensors if convert is None else convert(tensors)
+    wanted = {key: tensor for key, tensor in tensors.items() if key not in skipped}
+    parsed = parse_tensors(wanted, raw.metadata, raw.name, raw.config)
+    return replace(parsed, unclaimed=left, notes=(*raw.notes, *parsed.notes))
+
+
+def parse_header(
+    header: Header, config: Mapping[str, Any] | None = None, convert: Convert | None = None
+) -> AdapterSet:
+    """Finds the adapters of a file without their numbers: tensors on the meta device.
+
+    Args:
+        header: The header of the file.
+        config: PEFT's configuration from a file beside it.
+        convert: Renames its tensors before they are looked at.
+
+    Raises:
+        FormatError, MissingTensorError, ShapeError: As `parse_file`.
+    """
+    tensors = {key: hollow(form) for key, form in header.forms.items()}
+    tensors = tensors if convert is None else convert(tensors)
+    return parse_tensors(tensors, header.metadata, header.name, config)
 
 
 def parse_tensors(
@@ -94,31 +154,84 @@ def parse_tensors(
         tensors: Key -> tensor.
         metadata: The strings of the header.
         source: What to call the file in messages.
-        config: PEFT's configuration from a file beside it.
+        config: PEFT's configuration from a file beside it, used if it can belong to it.
     """
-    modules, common, unclaimed = _by_module(tensors, source)
+    notes = _refused(tensors, source)
+    known = AdapterMetadata(dict(metadata), dict(config or {}))
+    keys, embeddings = split_embeddings(tensors, source)
+    modules, common, unclaimed = _by_module(keys, known, source)
+    factored = any(suffix in UP.suffixes for own in modules.values() for suffix in own)
+    used: set[str] = set()
     adapters: dict[str, tuple[Adapter, ...]] = {}
     incomplete: list[str] = []
     for module, own in modules.items():
-        suffixes = common | own
+        suffixes = _common_of(module, common) | own
         shapes = {suffix: tuple(tensors[key].shape) for suffix, key in suffixes.items()}
-        claims = _claims(suffixes, shapes)
+        claims = _claims(suffixes, shapes, source)
+        if factored:  # a first factor alone is damage here, and no change of full rank
+            claims = [claim for claim in claims if claim.method is not FullRank]
         claimed = {suffix for claim in claims for suffix in claim.suffixes.values()}
         left = [suffix for suffix in own if suffix not in claimed]
+        used |= {
+            place[suffix]
+            for name, place in common.items()
+            if _serves(name, module)
+            for suffix in claimed & place.keys()
+        }
+        _refuse_second_spellings(claims, left, own, source)
         incomplete += [
             f"{module} has {suffix[1:]}, {_lack(suffix)}" for suffix in left if _owned(suffix)
         ]
         unclaimed += [own[suffix] for suffix in left]
-        if claims:
+        if claims and not incomplete:
             adapters[module] = _build_all(claims, suffixes, tensors, f"{source}: {module}")
     if incomplete:
         raise MissingTensorError(
             f"{source} is incomplete: {listed(incomplete, 3, '; ')}. Download or save it again."
         )
+    unclaimed += [key for place in common.values() for key in place.values() if key not in used]
     if not adapters:
         raise FormatError(_why_nothing(tensors, source))
-    known = AdapterMetadata(dict(metadata), dict(config or {}))
-    return AdapterSet(source, adapters, known, tuple(unclaimed))
+    _refuse_quantised(unclaimed, source)
+    for name, vectors in embeddings.items():
+        for encoder, vector in vectors.items():
+            _finite(vector, f"the embedding {name} {encoder}".rstrip(), source)
+    if why := _misfit(known, adapters, tensors):
+        note = f"adapter_config.json beside the file is not used, as it belongs to another: {why}."
+        alone = parse_tensors(tensors, metadata, source)
+        return replace(alone, notes=(note, *alone.notes))
+    return AdapterSet(source, adapters, known, tuple(unclaimed), embeddings, notes)
+
+
+def _refused(keys: Iterable[str], source: str) -> tuple[str, ...]:
+    """Returns notes on tensors that are known and not applied.
+
+    Raises:
+        FormatError: The file means nothing without them.
+    """
+    known = peft.refused(keys)
+    if known is None:
+        return ()
+    if known.alone:
+        raise FormatError(
+            f"{source} is PEFT's {known.title}, which cannot be loaded: {known.refused}."
+        )
+    return (f"PEFT's {known.title} in the file are not applied: {known.refused}.",)
+
+
+def _misfit(
+    known: AdapterMetadata, adapters: Mapping[str, tuple[Adapter, ...]], keys: Iterable[str]
+) -> str:
+    """Returns why the configuration beside a file cannot belong to it; empty if it can."""
+    if not known.config:
+        return ""
+    ranks = {
+        module: adapter.rank
+        for module, several in adapters.items()
+        for adapter in several
+        if adapter.rank is not None
+    }
+    return peft.misfit(known.config, list(keys), ranks, known.strings)
 
 
 @dataclass(frozen=True)
@@ -129,7 +242,7 @@ class _Claim:
     suffixes: dict[str, str]
     """Field -> suffix found."""
 
-    @property
+    @cached_property
     def own(self) -> set[str]:
         """The suffixes that no other method may take as well."""
         shared = {role.field for role in self.method.roles if role.shared}
@@ -159,25 +272,30 @@ WILDCARDS = {suffix: re.compile(_pattern(suffix)) for suffix in SUFFIXES if "*" 
 COMMON = {suffix for suffix, uses in SUFFIXES.items() if any(role.common for _, role in uses)}
 
 
-def _by_module(keys: Iterable[str], source: str) -> tuple[dict[str, Suffixes], Suffixes, list[str]]:
+def _by_module(
+    keys: Iterable[str], known: AdapterMetadata, source: str
+) -> tuple[dict[str, Suffixes], dict[str, Suffixes], list[str]]:
     """Splits keys at their longest known suffix.
 
     Returns:
-        The modules, the tensors that serve all modules, and the keys without a known suffix.
+        The modules, the tensors that serve all modules below a name, and the keys without a known
+        suffix.
 
     Raises:
         FormatError: A module has the same tensor twice, under two adapter names.
     """
     modules: dict[str, Suffixes] = defaultdict(dict)
-    common: Suffixes = {}
+    common: dict[str, Suffixes] = defaultdict(dict)
     unknown: list[str] = []
     for key in keys:
-        found = ENDING.search(key)
-        if found is None or found.start() == 0:
+        whole = "." + _as_read(key, known)  # what serves all modules may have nothing before it
+        found = ENDING.search(whole)
+        suffix = None if found is None else _as_in_roles(found.group())
+        name = "" if found is None else whole[1 : found.start()]
+        if suffix is None or (not name and suffix not in COMMON):
             unknown.append(key)
             continue
-        suffix = _as_in_roles(found.group())
-        place = common if suffix in COMMON else modules[key[: found.start()]]
+        place = common[name] if suffix in COMMON else modules[name]
         if suffix in place:
             raise FormatError(
                 f"{source} holds more than one adapter: {place[suffix]} and {key} are the same "
@@ -187,6 +305,33 @@ def _by_module(keys: Iterable[str], source: str) -> tuple[dict[str, Suffixes], S
     return modules, common, unknown
 
 
+PLAIN = {role.field: role.suffixes[0] for role in Replacement.roles}
+"""Name of a parameter in a model -> the suffix that says that it is stored whole."""
+
+
+def _as_read(key: str, known: AdapterMetadata) -> str:
+    """Returns a key as it is read: that of a layer stored whole may be the model's own name."""
+    module, _, parameter = key.rpartition(".")
+    found = ENDING.search(key)
+    plain = found is None or found.start() == len(module)
+    if parameter in PLAIN and plain and known.keeps_whole(module):
+        return module + PLAIN[parameter]
+    return key
+
+
+def _common_of(module: str, common: Mapping[str, Suffixes]) -> Suffixes:
+    """Returns the tensors that serve a module: those below the longest start of its name."""
+    serving: Suffixes = {}
+    for name in sorted(common, key=len):
+        if _serves(name, module):
+            serving |= common[name]
+    return serving
+
+
+def _serves(name: str, module: str) -> bool:
+    return not name or module == name or module.startswith(name + ".")
+
+
 def _as_in_roles(ending: str) -> str:
     """Returns a suffix as the roles spell it, `*` for the name of an adapter."""
     if ending in SUFFIXES:
@@ -194,13 +339,9 @@ def _as_in_roles(ending: str) -> str:
     return next(suffix for suffix, pattern in WILDCARDS.items() if pattern.fullmatch(ending))
 
 
-def _claims(suffixes: Suffixes, shapes: Mapping[str, tuple[int, ...]]) -> list[_Claim]:
-    """Returns the methods that the tensors of one module make.
-
-    A method claims when all its required roles are there, the numbers of their axes and whatever
-    else it asks of their shapes fit, and none of its own ones is taken by a method that claims
-    more (LoRA's Tucker form over LoRA).
-    """
+@lru_cache(maxsize=1024)  # the modules of all files are of a few kinds
+def _candidates(suffixes: frozenset[str]) -> tuple[_Claim, ...]:
+    """Returns the methods whose required roles are all there, whatever the shapes."""
     claims: list[_Claim] = []
     for method in ADAPTERS:
         found: dict[str, str] = {}
@@ -211,15 +352,65 @@ def _claims(suffixes: Suffixes, shapes: Mapping[str, tuple[int, ...]]) -> list[_
         claim = _Claim(method, found)
         if claim.own and all(role.field in found for role in method.roles if role.required):
             claims.append(claim)
-    claims = _fitting(claims, shapes)
+    return tuple(claims)
+
+
+def _claims(suffixes: Suffixes, shapes: Mapping[str, tuple[int, ...]], source: str) -> list[_Claim]:
+    """Returns the methods that the tensors of one module make.
+
+    A method claims when all its required roles are there, the numbers of their axes and whatever
+    else it asks of their shapes fit, and none of its own ones is taken by a method that claims
+    more (LoRA's Tucker form over LoRA).
+    """
+    claims = _fitting(_candidates(frozenset(suffixes)), shapes)
     claims = [claim for claim in claims if not any(claim.own < other.own for other in claims)]
     for first, second in itertools.combinations(claims, 2):
         if first.own & second.own:
             raise FormatError(
-                f"{', '.join(sorted(suffixes.values()))} can be read as {first.method.name} and as "
-                f"{second.method.name}; Any Adapter does not guess between them."
+                f"{source}: {', '.join(sorted(suffixes.values()))} can be read as "
+                f"{first.method.name} and as {second.method.name}; Any Adapter does not guess between them."
             )
     return claims
+
+
+def _refuse_second_spellings(
+    claims: Sequence[_Claim], left: Iterable[str], own: Suffixes, source: str
+) -> None:
+    """Refuses a module that holds a tensor of one of its methods twice, in two spellings.
+
+    Raises:
+        FormatError: It does.
+    """
+    left = set(left)
+    for claim in claims:
+        for role in claim.method.roles:
+            second = [suffix for suffix in role.suffixes if suffix in left]
+            if second:
+                first = claim.suffixes[role.field]
+                raise FormatError(
+                    f"{source} holds the same tensor of {claim.method.name} twice, as {own[first]} "
+                    f"and as {own[second[0]]}, and Any Adapter does not guess which one counts."
+                )
+
+
+SCALES = (".weight_scale", ".scale_weight", ".weight_scale_2", ".comfy_quant", ".input_scale")
+"""Endings of what stands beside a quantised weight (ComfyUI, its converters)."""
+
+
+def _refuse_quantised(unclaimed: Iterable[str], source: str) -> None:
+    """Refuses adapters beside scales, without which their numbers mean nothing.
+
+    No tool that trains adapters writes any; converters of whole models do, if they are given one.
+
+    Raises:
+        FormatError: There are scales.
+    """
+    scales = [key for key in unclaimed if key.endswith(SCALES)]
+    if scales:
+        raise FormatError(
+            f"{source} was quantised with scales of its own: {listed(scales, 3)}. "
+            "Use the adapter as it was trained, or convert it to float16 or to fp8 without scales."
+        )
 
 
 def _fitting(claims: Sequence[_Claim], shapes: Mapping[str, tuple[int, ...]]) -> list[_Claim]:
@@ -257,15 +448,24 @@ def _build_all(
                     f"{where} has DoRA magnitudes, which belong to one additive adapter, "
                     f"but there is {names} beside them."
                 )
-            values = _values(claim, suffixes, tensors, where)
-            decomposed = Dora(inner[0], **values)
+            decomposed = _build(claim, suffixes, tensors, where, inner=inner[0])
             built = [adapter for adapter in built if adapter is not inner[0]] + [decomposed]
     return tuple(built)
 
 
-def _build(claim: _Claim, suffixes: Suffixes, tensors: Mapping[str, Tensor], where: str) -> Adapter:
+def _build(
+    claim: _Claim,
+    suffixes: Suffixes,
+    tensors: Mapping[str, Tensor],
+    where: str,
+    **inner: Adapter,
+) -> Adapter:
     """Makes the adapter of a claim from its tensors, checked."""
-    return claim.method(**_values(claim, suffixes, tensors, where))
+    values = _values(claim, suffixes, tensors, where)
+    try:
+        return claim.method(**inner, **values)
+    except (FormatError, ShapeError) as error:
+        raise type(error)(f"{where}: {error}.") from error
 
 
 def _values(
@@ -279,22 +479,76 @@ def _values(
         key = suffixes[claim.suffixes[role.field]]
         if role.scalar:
             values[role.field] = _scalar(tensors[key], key, where)
+        elif role.sizes:
+            values[role.field] = _sizes(tensors[key])
         else:
+            _require_numbers(tensors[key], key, role, where)
             values[role.field] = _finite(tensors[key], key, where)
-    check_fields(claim.method, {k: v for k, v in values.items() if isinstance(v, Tensor)}, where)
+    tensors_only = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    check_fields(claim.method, tensors_only, where)
+    if any(value.dtype == torch.float64 for value in tensors_only.values()):
+        # Changes are computed in float32 or in float64, so a product must not mix both.
+        floats = {k: v for k, v in tensors_only.items() if v.is_floating_point()}
+        values |= {name: value.double() for name, value in floats.items()}
     return values
+
+
+FLOATS = {
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+    *(torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz),
+}
+"""Dtypes that a tensor of an adapter may have."""
 
 
 def _scalar(tensor: Tensor, key: str, where: str) -> float | None:
     """Returns a one-element tensor as a number; one that overflowed its dtype counts as missing."""
     if tensor.numel() != 1:
         raise ShapeError(f"{where}: {key} should be one number and has shape {list(tensor.shape)}.")
-    value = tensor.float().item()
-    return value if torch.isfinite(torch.tensor(value)) else None
+    if tensor.dtype not in FLOATS and (tensor.is_floating_point() or tensor.is_complex()):
+        raise FormatError(f"{where}: {key} should be a number, but is {_spelled(tensor.dtype)}.")
+    if tensor.is_meta:
+        return 1.0
+    value = float(tensor.item())
+    return value if math.isfinite(value) else None
+
+
+def _require_numbers(tensor: Tensor, key: str, role: Role, where: str) -> None:
+    """Checks that a tensor is not empty and has the kind of numbers that its role has.
+
+    Raises:
+        FormatError: It has another kind of numbers.
+        ShapeError: It is empty.
+    """
+    if tensor.numel() == 0:
+        raise ShapeError(
+            f"{where}: {key} is empty, its shape is {list(tensor.shape)}. "
+            "The file is damaged; download or save it again."
+        )
+    if role.whole:
+        fits = not (tensor.is_floating_point() or tensor.is_complex())
+    else:
+        fits = tensor.dtype in FLOATS
+    if not fits:
+        raise FormatError(
+            f"{where}: {key} is {_spelled(tensor.dtype)}, but {role.field} is made of "
+            f"{'whole numbers' if role.whole else 'float32, float16, bfloat16 or fp8'}. "
+            "The file was quantised or converted in a way that is unknown; use the original."
+        )
+
+
+def _spelled(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _sizes(tensor: Tensor) -> tuple[int, ...] | None:
+    """Returns the numbers of a tensor that holds sizes; None where only the header was read."""
+    return None if tensor.is_meta else tuple(int(size) for size in tensor.flatten().tolist())
 
 
 def _finite(tensor: Tensor, key: str, where: str) -> Tensor:
     """Returns the tensor if all its numbers are finite."""
+    if tensor.is_meta:
+        return tensor
     numbers = (
         tensor if tensor.dtype.itemsize > 1 or not tensor.is_floating_point() else tensor.float()
     )
@@ -330,8 +584,14 @@ def _why_nothing(keys: Iterable[str], source: str) -> str:
     keys = list(keys)
     if any(key.startswith(CHECKPOINT_STARTS) for key in keys):
         return f"{source} is a checkpoint, not an adapter: load it with Load Checkpoint."
-    if any("string_to_param" in key or key in ("emb_params", "clip_l", "clip_g") for key in keys):
+    if any("string_to_param" in key or is_embedding(key) for key in keys):
         return f"{source} is a textual inversion embedding, not an adapter: put it in embeddings."
+    if title := peft.title(keys):
+        return (
+            f"{source} is PEFT's {title}, but holds no whole layer of it: it was saved without what "
+            "follows from a seed in its trainer. Save it with `save_projection=True` or "
+            "`save_indices=True`."
+        )
     return (
         f"{source} holds no adapter that is known: none of its {len(keys)} tensors has a known "
         f"ending. Its first ones are {', '.join(keys[:3])}."

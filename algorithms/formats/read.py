@@ -5,13 +5,17 @@ under `__metadata__` strings; then the tensors. (safetensors, format description
 """
 
 import json
+import math
 import os
 import struct
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -20,63 +24,193 @@ from ..errors import FileError
 MAX_HEADER_BYTES = 100_000_000
 """The limit of the safetensors library itself."""
 
+MAX_ELEMENTS = 2**60
+"""Beyond this the strides of a tensor do not fit their type."""
+
 CONVERT_HINT = (
     "Any Adapter reads only .safetensors, since such files can run code when they are opened. "
     "Convert it to .safetensors with a tool you trust."
 )
 
+DTYPES = {
+    "BOOL": (8, "bool"),
+    "U8": (8, "uint8"),
+    "I8": (8, "int8"),
+    "U16": (16, "uint16"),
+    "I16": (16, "int16"),
+    "U32": (32, "uint32"),
+    "I32": (32, "int32"),
+    "U64": (64, "uint64"),
+    "I64": (64, "int64"),
+    "C64": (64, "complex64"),
+    "F64": (64, "float64"),
+    "F32": (32, "float32"),
+    "F16": (16, "float16"),
+    "BF16": (16, "bfloat16"),
+    "F8_E4M3": (8, "float8_e4m3fn"),
+    "F8_E5M2": (8, "float8_e5m2"),
+    "F8_E4M3FNUZ": (8, "float8_e4m3fnuz"),
+    "F8_E5M2FNUZ": (8, "float8_e5m2fnuz"),
+    "F8_E8M0": (8, "float8_e8m0fnu"),
+    "F4": (4, "float4_e2m1fn_x2"),
+    "F6_E2M3": (6, "float6_e2m3fn"),
+    "F6_E3M2": (6, "float6_e3m2fn"),
+}
+"""Each dtype of the format: bits of a number, and its name in PyTorch, which may lack it."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """What the header says of one tensor."""
+
+    dtype: str
+    """As the format spells it, `F16` for instance."""
+    shape: tuple[int, ...]
+
 
 @dataclass(frozen=True, eq=False)
-class RawFile:
-    """An adapter file, opened: its header, and tensors on request."""
+class Header:
+    """What stands in front of the tensors of a file."""
 
     path: Path
     metadata: dict[str, str]
-    shapes: dict[str, tuple[int, ...]]
-    """Every key of the file with the shape of its tensor."""
-    _opened: Any = field(repr=False)
-    config: dict[str, Any] = field(default_factory=dict[str, Any])
-    """PEFT's `adapter_config.json` beside the file; empty where there is none."""
+    forms: dict[str, Form]
+    """Every key of the file with what its tensor is like."""
 
     @property
     def name(self) -> str:
         """The file name, for messages."""
         return self.path.name
 
+
+@dataclass(frozen=True, eq=False)
+class RawFile:
+    """An adapter file, opened: its header, and tensors on request."""
+
+    header: Header
+    _opened: Any = field(repr=False)
+    config: dict[str, Any] = field(default_factory=dict[str, Any])
+    """PEFT's `adapter_config.json` beside the file, whether it belongs to it or not; empty where
+    there is none."""
+    notes: tuple[str, ...] = ()
+    """What went wrong beside the file."""
+
+    @property
+    def name(self) -> str:
+        """The file name, for messages."""
+        return self.header.name
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The strings of the header."""
+        return self.header.metadata
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every key of the file with the shape of its tensor."""
+        return {key: form.shape for key, form in self.header.forms.items()}
+
     def tensor(self, key: str) -> Tensor:
-        """Returns one tensor, memory-mapped where the system allows replacing mapped files."""
-        return self._opened[key] if isinstance(self._opened, dict) else self._opened.get_tensor(key)
+        """Returns one tensor, memory-mapped where the system allows replacing mapped files.
+
+        Raises:
+            FileError: The tensor has a dtype that this version of PyTorch or safetensors lacks.
+        """
+        try:
+            if isinstance(self._opened, dict):
+                return self._opened[key]
+            return self._opened.get_tensor(key)
+        except (SafetensorError, AttributeError) as error:
+            raise FileError(
+                f"{self.name}: {key} has the dtype {self.header.forms[key].dtype}, which cannot be "
+                "read here. Save the adapter as float16 or bfloat16."
+            ) from error
 
 
 def read_file(path: Path) -> RawFile:
     """Opens a safetensors file.
 
     Raises:
-        FileError: The file is missing, unreadable, truncated, empty, or of another format.
+        FileError: As `read_header`, or the library that reads the tensors refuses the file.
     """
+    header = read_header(path)
     try:
-        header, size_bytes = _read_header(path)
         opened: Any
         if os.name == "nt":  # a mapped file could not be replaced by its owner
             opened = safetensors.torch.load_file(path)
         else:
             opened = safe_open(path, framework="pt")
-    except FileNotFoundError as error:
-        raise FileError(gone(path)) from error
     except OSError as error:
-        raise FileError(f"{path.name} cannot be read: {error.strerror or error}.") from error
+        raise FileError(_unreadable(path, error)) from error
     except SafetensorError as error:
+        raise FileError(_invalid(path, str(error))) from error
+    config, notes = _read_config(config_beside(path))
+    return RawFile(header, opened, config, notes)
+
+
+def read_header(path: Path) -> Header:
+    """Reads the header of a safetensors file and checks all of it; reads nothing behind it.
+
+    Raises:
+        FileError: The file is missing, unreadable, truncated, empty, damaged, or of another format.
+    """
+    try:
+        text, size_bytes = _header_text(path)
+    except OSError as error:
+        raise FileError(_unreadable(path, error)) from error
+    try:
+        header = json.loads(text.decode())
+        metadata, entries = _split(header)
+        "".join(entries).encode()  # half a surrogate pair cannot even be shown
+    except (ValueError, RecursionError) as error:
         raise FileError(
-            f"{path.name} is not a valid safetensors file ({error}). Download or save it again."
+            f"{path.name} has a damaged header ({error}). Download it again."
         ) from error
-    metadata = header.pop("__metadata__", {})
-    if not header:
+    if not entries:
         raise FileError(
             f"{path.name} holds no tensors ({size_bytes} bytes, only a header). "
             "Download or save it again."
         )
-    shapes = {key: tuple(entry["shape"]) for key, entry in header.items()}
-    return RawFile(path, metadata, shapes, opened)
+    forms: dict[str, Form] = {}
+    spans: list[tuple[int, int]] = []
+    for key, entry in entries.items():
+        try:
+            forms[key], span = _form(entry)
+        except ValueError as error:
+            raise FileError(_invalid(path, f"{key}: {error}")) from error
+        spans.append(span)
+    expected_bytes = 8 + len(text) + max(end for _, end in spans)
+    if size_bytes < expected_bytes:
+        raise FileError(_truncated(path, expected_bytes, size_bytes))
+    if size_bytes > expected_bytes or not _adjoin(spans):
+        raise FileError(_invalid(path, "its tensors do not fill the file without gap or overlap"))
+    return Header(path, metadata, forms)
+
+
+@lru_cache(maxsize=4096)
+def hollow(form: Form) -> Tensor:
+    """Returns a tensor of some form without numbers, on the meta device."""
+    # A dtype that PyTorch lacks is packed in bytes, which no role takes either.
+    dtype = getattr(torch, DTYPES[form.dtype][1], torch.uint8)
+    return torch.empty(form.shape, dtype=dtype, device="meta")
+
+
+def config_beside(path: Path) -> Path:
+    """Returns where PEFT keeps the configuration of an adapter file."""
+    return path.with_name("adapter_config.json")
+
+
+def _read_config(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Returns PEFT's configuration, and a note where there is one that cannot be read."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}, ()
+    except (OSError, ValueError) as error:
+        return {}, (f"{path.name} beside the file cannot be read and is not used: {error}.",)
+    if not isinstance(config, dict):
+        return {}, (f"{path.name} beside the file is no configuration and is not used.",)
+    return config, ()
 
 
 def gone(path: Path) -> str:
@@ -84,14 +218,15 @@ def gone(path: Path) -> str:
     return f"{path.name} is not there any more. Refresh the list and choose again."
 
 
-def _read_header(path: Path) -> tuple[dict[str, Any], int]:
-    """Returns the JSON header and the size of the file, with a message for each way to fail."""
+def _header_text(path: Path) -> tuple[bytes, int]:
+    """Returns the JSON of the header and the size of the file."""
     with path.open("rb") as file:
         size_bytes = os.fstat(file.fileno()).st_size
         start = file.read(8)
         if size_bytes == 0:
             raise FileError(f"{path.name} is empty (0 bytes). Download or save it again.")
-        if start[:2] in (b"PK", b"\x80\x02", b"\x80\x04"):
+        # A header of 640 bytes starts like a pickle too; the length of a header ends with zeros.
+        if start[:2] in (b"PK", b"\x80\x02", b"\x80\x04") and start[4:] != bytes(4):
             raise FileError(f"{path.name} is a pickle file, whatever its ending. {CONVERT_HINT}")
         if path.suffix not in (".safetensors", ".sft"):
             raise FileError(f"{path.name} is not a safetensors file. {CONVERT_HINT}")
@@ -102,20 +237,67 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
                 f"{path.name} is not a safetensors file: its first bytes are no header. "
                 "It may be a web page or a text file saved under this name. Download it again."
             )
-        text = first + file.read(length - 1)
-    if len(text) < length:
-        raise FileError(_truncated(path, 8 + length, size_bytes))
-    try:
-        header: dict[str, Any] = json.loads(text)
-    except ValueError as error:
-        raise FileError(
-            f"{path.name} has a damaged header ({error}). Download it again."
-        ) from error
-    ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
-    expected_bytes = 8 + length + max(ends, default=0)
-    if size_bytes < expected_bytes:
-        raise FileError(_truncated(path, expected_bytes, size_bytes))
-    return header, size_bytes
+        if size_bytes < 8 + length:
+            raise FileError(_truncated(path, 8 + length, size_bytes))
+        return first + file.read(length - 1), size_bytes
+
+
+def _split(header: Any) -> tuple[dict[str, str], dict[str, Any]]:
+    """Returns the metadata and the entries of a parsed header.
+
+    Raises:
+        ValueError: The metadata are anything but strings.
+    """
+    entries = dict(header)
+    metadata: Any = entries.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict) or any(type(value) is not str for value in metadata.values()):
+        raise ValueError("__metadata__ does not hold strings")
+    return metadata, entries
+
+
+def _form(entry: Any) -> tuple[Form, tuple[int, int]]:
+    """Returns what the header says of a tensor, and where it begins and ends.
+
+    Raises:
+        ValueError: The entry is of another kind, or contradicts itself.
+    """
+    if not isinstance(entry, Mapping):
+        raise ValueError("its entry is no object")
+    dtype, shape, offsets = (entry.get(name) for name in ("dtype", "shape", "data_offsets"))
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise ValueError(f"its dtype {dtype!r} is unknown")
+    sizes, (begin, end) = _sizes(shape), _sizes(offsets)
+    if (end - begin) * 8 != math.prod(sizes) * DTYPES[dtype][0]:
+        raise ValueError(f"{dtype} of shape {shape} has not {end - begin} bytes")
+    if math.prod(size or 1 for size in sizes) > MAX_ELEMENTS:  # beside a size of 0
+        raise ValueError(f"its shape {shape} is too large")
+    return Form(dtype, sizes), (begin, end)
+
+
+def _sizes(values: Any) -> tuple[int, ...]:
+    if isinstance(values, list) and all(type(value) is int and value >= 0 for value in values):
+        return tuple(values)
+    raise ValueError(f"{values!r} are no sizes")
+
+
+def _adjoin(spans: Iterable[tuple[int, int]]) -> bool:
+    """Whether each span begins where the one before it ends, from 0 on."""
+    reached = 0
+    for begin, end in sorted(spans):
+        if begin != reached:
+            return False
+        reached = end
+    return True
+
+
+def _unreadable(path: Path, error: OSError) -> str:
+    if isinstance(error, FileNotFoundError):
+        return gone(path)
+    return f"{path.name} cannot be read: {error.strerror or error}."
+
+
+def _invalid(path: Path, reason: str) -> str:
+    return f"{path.name} is not a valid safetensors file ({reason}). Download or save it again."
 
 
 def _truncated(path: Path, expected_bytes: int, size_bytes: int) -> str:

@@ -18,7 +18,7 @@ class Applied:
     """What was done."""
 
     layers: int = 0
-    patched: int = 0
+    unhooked: tuple[str, ...] = ()
     """Layers whose weight is patched since no hook can reach them, in mode hook."""
     homeless_biases: tuple[str, ...] = ()
     """Biases that an adapter changes, in a layer that has none, in mode patch."""
@@ -36,9 +36,5 @@ def apply(patcher: ModelPatcher, bound: Sequence[Bound], strength: float, mode: 
     if hooked:
         add_hooks(patcher, hooked, strength)
     missing = add_patches(patcher, patched, strength) if patched else []
-    fallback = _layers(patched) if mode == "hook" else 0
-    return Applied(_layers(bound), fallback, tuple(missing))
-
-
-def _layers(bound: Sequence[Bound]) -> int:
-    return len({item.target for item in bound})
+    unhooked = tuple(dict.fromkeys(item.module for item in patched)) if mode == "hook" else ()
+    return Applied(len({item.module for item in bound}), unhooked, tuple(missing))

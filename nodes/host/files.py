@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import folder_paths
+from comfy.lora_convert import convert_lora
 
 from ...algorithms.errors import FileError
 from ...algorithms.formats.cache import ParsedFiles, State, file_state
@@ -10,7 +11,7 @@ from ...algorithms.formats.parse import AdapterSet
 
 FOLDER = "loras"
 
-_parsed = ParsedFiles()
+_parsed = ParsedFiles(convert=convert_lora)
 
 
 def adapter_names() -> list[str]:

@@ -123,7 +123,11 @@ class _Installed:
 def can_hook(patcher: ModelPatcher, item: Bound) -> bool:
     """Whether a dispatcher can stand on the module of a target."""
     module = patcher.model.get_submodule(item.target.module)
-    return item.target.parameter == "weight" and layer_of(module) is not None
+    layer = layer_of(module) if item.target.parameter == "weight" else None
+    if layer is None:
+        return False
+    shape = item.target.shape(layer.weight_shape)
+    return item.adapter.grown(shape) == shape
 
 
 def add_hooks(patcher: ModelPatcher, bound: Sequence[Bound], strength: float) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from anyadapter.algorithms.binding import bind, require_match
+from anyadapter.algorithms.binding import bind, causes, require_match
 from anyadapter.algorithms.errors import NoMatchError, ShapeError
 from anyadapter.algorithms.formats.parse import AdapterSet, parse_tensors
 from anyadapter.algorithms.keymap import KeyMap, Target
@@ -35,21 +35,6 @@ def parsed(*tensors: dict[str, Tensor], **metadata: str) -> AdapterSet:
     return parse_tensors(together, metadata, "style.safetensors")
 
 
-def test_a_key_map_is_the_identity_there_and_back() -> None:
-    for target in (TO_K, TO_V):
-        for name in KEY_MAP.names(target):
-            assert KEY_MAP.target(name) == target
-    assert KEY_MAP.names(TO_K) == ("lora_unet_attn2_to_k", "unet.attn2.to_k")
-    assert len(KEY_MAP) == 3
-
-
-def test_a_key_map_refuses_contradictions() -> None:
-    with pytest.raises(ValueError, match="which the model does not have"):
-        KeyMap([("a", Target("gone.weight"))], SHAPES)
-    with pytest.raises(ValueError, match="and to"):
-        KeyMap([("a", TO_K), ("a", TO_V)], SHAPES)
-
-
 def test_adapters_find_whole_weights_and_slices() -> None:
     adapters = parsed(lora("lora_unet_attn2_to_k", 8, 768), lora("lora_unet_to_v", 4, 6))
     binding = bind(adapters, KEY_MAP)
@@ -64,6 +49,15 @@ def test_a_misfit_names_layer_shapes_and_both_families() -> None:
     assert "style.safetensors does not fit this model in 1 of 1 layers" in message
     assert "lora_unet_attn2_to_k: the adapter changes 8 x 1024" in message
     assert "made for SD 2.x; the model is SD 1.x" in message
+
+
+def test_a_layer_that_does_not_fit_a_model_of_the_same_family_is_left_out_and_named() -> None:
+    # An adapter for SD 1.5 did not load at all on its inpainting model, whose first layer is wider.
+    adapters = parsed(lora("lora_unet_attn2_to_k", 8, 768), lora("lora_unet_to_v", 4, 5))
+    binding = bind(adapters, KEY_MAP)
+    assert [item.target for item in binding.bound] == [TO_K]
+    (misfit,) = binding.misfits
+    assert misfit.startswith("lora_unet_to_v: the adapter changes 4 x 5 numbers")
 
 
 def test_a_bias_that_does_not_fit_is_a_misfit() -> None:
@@ -107,20 +101,60 @@ def test_the_report_names_what_found_no_home_and_why() -> None:
     adapters = parsed(
         lora("lora_unet_a", 8, 768), lora("lora_te_x", 3, 3), {"b.gizmo": torch.ones(1)}
     )
-    homeless = ("lora_te_x", "lora_unet_a")
-    text = report(adapters, [Coverage("diffusion model", 3, 1)], homeless, ["A note."])
+    part = Coverage("diffusion model", 3, 5, ("a.embedding",), ("b: it is too wide",))
+    homeless = causes(adapters, ["lora_te_x", "lora_unet_a"], KEY_MAP, None)
+    text = report(adapters, [part], homeless, ["A note."])
     assert text.splitlines() == [
         "LoRA-LierLa, rank 2.",
-        "Adapted: 3 layers of the diffusion model (1 by weight patch).",
-        "Not applied, no text encoder connected: 1 layer.",
-        "No home in the diffusion model: lora_unet_a.",
+        "Adapted: diffusion model 3 of 5 layers.",
+        "Left out, as they do not fit the diffusion model: b: it is too wide.",
+        "Patched as weights, since no hook reaches them: a.embedding.",
+        "Not applied: 1 layer, as no text encoder is connected (lora_te_x).",
+        "Not applied: 1 layer, as the model has no such layer (lora_unet_a).",
         "Tensors not understood: b.gizmo.",
         "A note.",
     ]
 
 
+@pytest.mark.parametrize(
+    ("module", "inputs", "clip", "cause"),
+    [
+        (
+            "lora_te1_text_model_encoder_layers_0_mlp_fc1",
+            768,
+            False,
+            "no text encoder is connected",
+        ),
+        (
+            "lora_te2_text_model_encoder_layers_31_mlp_fc1",
+            1280,
+            True,
+            "text encoder 2 (CLIP-G) is not in this CLIP",
+        ),
+        (
+            "lora_unet_input_blocks_4_1_transformer_blocks_1_attn2_to_k",
+            2048,
+            True,
+            "it was made for SDXL, the model is SD 1.x",
+        ),
+        ("lora_unet_odd", 5, True, "the model has no such layer"),
+    ],
+)
+def test_the_likely_cause_is_told(module: str, inputs: int, clip: bool, cause: str) -> None:
+    key = "clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.weight"
+    adapters = parsed(lora(module, 8, inputs))
+    text_encoder = KeyMap([], {key: (3072, 768)}) if clip else None
+    assert causes(adapters, [module], KEY_MAP, text_encoder) == {cause: [module]}
+
+
+def test_without_a_model_its_layers_are_not_applied() -> None:
+    adapters = parsed(lora("lora_unet_attn2_to_k", 8, 768))
+    (cause,) = causes(adapters, ["lora_unet_attn2_to_k"], None, None)
+    assert cause == "no diffusion model is connected"
+
+
 def test_long_lists_are_cut() -> None:
     names = [f"lora_unet_{number}" for number in range(8)]
-    text = report(parsed(lora("x", 3, 3)), [Coverage("diffusion model", 0)], names)
-    assert "lora_unet_4 and 3 more" in text
-    assert "lora_unet_5" not in text
+    text = report(parsed(lora("x", 3, 3)), [Coverage("diffusion model", 0, 8)], {"so it is": names})
+    assert "lora_unet_2 and 5 more" in text
+    assert "lora_unet_3" not in text

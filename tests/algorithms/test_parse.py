@@ -63,15 +63,26 @@ def test_a_foreign_tensor_beside_a_method_is_left_over(case: AdapterCase) -> Non
     assert len(parsed.adapters["x"]) == 1
 
 
+WITHOUT_IT_ANOTHER_METHOD = ("mid", "oft_s", "e")
+
+
+def test_half_of_a_lora_is_an_error() -> None:
+    with pytest.raises(MissingTensorError, match=r"x has lora_up.weight, but LoRA needs"):
+        parse({"x.lora_up.weight": torch.ones(3, 2)})
+
+
 @pytest.mark.parametrize("method", ADAPTERS, ids=lambda method: method.name)
 def test_a_method_lacking_a_required_tensor_is_an_error(method: type[Adapter]) -> None:
     case = next(case for case in ADAPTER_CASES if type(adapter_of(case)) is method)
     tensors, _ = to_tensors(AdapterSet("a", {"x": (adapter_of(case),)}, AdapterMetadata({})))
+    whole = {key.replace("x.", "y.", 1): tensor for key, tensor in lora().items()}
     for role in method.roles:
-        without = {key: value for key, value in tensors.items() if key != "x" + role.suffixes[0]}
-        if role.required and role.field != "mid":
-            with pytest.raises(MissingTensorError, match=r"x has lora_\w+.weight, but LoRA needs"):
-                parse(without)
+        suffix = role.suffixes[0]
+        without = {key: one for key, one in tensors.items() if not f".{key}".endswith(suffix)}
+        own = {"x" + other.suffixes[0] for other in method.roles if not other.shared}
+        if role.required and role.field not in WITHOUT_IT_ANOTHER_METHOD and own & without.keys():
+            with pytest.raises(MissingTensorError, match=r"x has \S+, but .+ needs"):
+                parse(without | whole)
 
 
 @pytest.mark.parametrize(
@@ -238,3 +249,109 @@ def test_training_that_leaves_no_mark_in_tensors_is_read_from_metadata(
 
 def test_methods_are_found_by_name() -> None:
     assert all(by_name(method.name) is method for method in ADAPTERS)
+
+
+FLOATS = [
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+    *(torch.float8_e4m3fn, torch.float8_e5m2),
+]
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_every_dtype_of_trainers_gives_the_same_change(dtype: torch.dtype) -> None:
+    tensors = {key: tensor.to(dtype) for key, tensor in lora().items()}
+    (adapter,) = parse(tensors | {"x.alpha": torch.tensor(1.0).to(dtype)}).adapters["x"]
+    assert torch.equal(adapter.delta_weight(torch.zeros(3, 5)).float(), torch.ones(3, 5))
+
+
+@pytest.mark.parametrize(
+    ("alpha", "expected"),
+    [
+        (torch.tensor(3.0), 1.5),
+        (torch.tensor([3.0]), 1.5),
+        (torch.tensor([[3.0]]), 1.5),
+        (torch.tensor(3), 1.5),
+        (torch.tensor([3], dtype=torch.int32), 1.5),
+        (torch.tensor(3.0).to(torch.float8_e4m3fn), 1.5),
+        (torch.tensor(0), 1.0),
+        (torch.tensor(0.0), 1.0),
+        (torch.tensor(float("nan")), 1.0),
+        (torch.tensor(float("-inf")).half(), 1.0),
+    ],
+)
+def test_alpha_comes_in_every_shape_and_dtype(alpha: Tensor, expected: float) -> None:
+    assert scale_of(parse(lora() | {"x.alpha": alpha})) == expected
+
+
+@pytest.mark.parametrize(
+    ("alpha", "error"), [(torch.ones(0), ShapeError), (torch.tensor(1j), FormatError)]
+)
+def test_an_alpha_that_is_no_number_is_refused(alpha: Tensor, error: type[Exception]) -> None:
+    with pytest.raises(error, match=r"x\.alpha should be"):
+        parse(lora() | {"x.alpha": alpha})
+
+
+def test_rank_1_is_a_rank() -> None:
+    tensors = {"x.lora_up.weight": torch.ones(3, 1), "x.lora_down.weight": torch.ones(1, 5)}
+    (adapter,) = parse(tensors | {"x.alpha": torch.tensor(2.0)}).adapters["x"]
+    assert torch.equal(adapter.delta_weight(torch.zeros(3, 5)), torch.full((3, 5), 2.0))
+
+
+def test_rank_0_is_refused_by_the_name_of_its_tensor() -> None:
+    tensors = {"x.lora_up.weight": torch.ones(3, 0), "x.lora_down.weight": torch.ones(0, 5)}
+    with pytest.raises(ShapeError, match=r"x: x\.lora_up\.weight is empty, its shape is \[3, 0\]"):
+        parse(tensors)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.bool, torch.complex64], ids=str)
+def test_factors_that_are_no_floats_are_refused(dtype: torch.dtype) -> None:
+    tensors = lora() | {"x.lora_down.weight": torch.ones(2, 5).to(dtype)}
+    with pytest.raises(FormatError, match=r"x\.lora_down\.weight is \w+, but down is made of"):
+        parse(tensors)
+
+
+def test_the_order_of_tensors_does_not_matter() -> None:
+    tensors = lora() | {"x.alpha": torch.tensor(1.0), "y.diff": torch.ones(2, 2)}
+    reverse = dict(reversed(tensors.items()))
+    assert set(parse(reverse).adapters) == {"x", "y"}
+    assert scale_of(parse({key: reverse[key] for key in reverse if key != "y.diff"})) == 0.5
+
+
+def test_a_file_with_half_of_its_layers_loads_what_is_there() -> None:
+    layers = {f"{name}{key[1:]}": value for name in "abcd" for key, value in lora().items()}
+    half = {key: value for key, value in layers.items() if key[0] in "ac"}
+    assert set(parse(half).adapters) == {"a", "c"}
+
+
+@pytest.mark.parametrize(
+    "scale", ["weight_scale", "scale_weight", "comfy_quant", "weight_scale_2", "input_scale"]
+)
+def test_adapters_that_were_quantised_with_scales_are_refused(scale: str) -> None:
+    tensors = lora() | {f"x.lora_up.{scale}": torch.tensor(0.5)}
+    with pytest.raises(FormatError, match=f"quantised with scales .* x.lora_up.{scale}"):
+        parse(tensors)
+
+
+@pytest.mark.parametrize(
+    ("second", "value"),
+    [
+        (".lora_B.weight", torch.ones(3, 2)),
+        (".lora_A.weight", torch.ones(2, 5)),
+        (".lora.up.weight", torch.ones(3, 2)),
+    ],
+)
+def test_one_tensor_in_two_spellings_is_refused(second: str, value: Tensor) -> None:
+    with pytest.raises(FormatError, match=rf"twice, as x\.lora_\w+\.weight and as x\{second}"):
+        parse(lora() | {f"x{second}": value})
+
+
+def test_dora_magnitudes_in_two_spellings_are_refused() -> None:
+    magnitudes = {"x.dora_scale": torch.ones(3, 1), "x.lora_magnitude_vector": torch.ones(3)}
+    with pytest.raises(FormatError, match=r"x: there are DoRA magnitudes in two spellings"):
+        parse(lora() | magnitudes)
+
+
+@pytest.mark.parametrize("options", [{"alpha_pattern": [1]}, {"alpha_pattern": {"(": 3}}])
+def test_patterns_that_mean_nothing_are_passed_over(options: dict[str, object]) -> None:
+    parsed = parse(peft_tensors(), **peft(r=4, lora_alpha=2, **options))
+    assert scale_of(parsed.as_trained()) == 0.5

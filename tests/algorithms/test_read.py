@@ -3,6 +3,7 @@
 import json
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from safetensors.torch import save, save_file
 
 from anyadapter.algorithms.errors import FileError
 from anyadapter.algorithms.formats.cache import ParsedFiles
-from anyadapter.algorithms.formats.read import read_file
+from anyadapter.algorithms.formats.read import read_file, read_header
 
 LORA = {
     "x.lora_up.weight": torch.ones(3, 2),
@@ -34,6 +35,17 @@ def test_shapes_and_metadata_come_from_the_header(lora_path: Path) -> None:
 
 
 WHOLE = save(LORA)
+
+
+def file_of(header: Any, data_bytes: int = 0) -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + bytes(data_bytes)
+
+
+def entry(*offsets: int, dtype: Any = "F32", shape: Any = (1,)) -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": offsets or (0, 4)}
+
+
 HEADER_ONLY = struct.pack("<Q", 2) + b"{}"
 BAD_JSON = struct.pack("<Q", 4) + b"{oh}"
 WRONG_OFFSETS = json.dumps({"a": {"dtype": "F32", "shape": [9], "data_offsets": [0, 4]}}).encode()
@@ -55,6 +67,30 @@ WRONG_OFFSETS = json.dumps({"a": {"dtype": "F32", "shape": [9], "data_offsets": 
             "valid",
         ),
         ("a.safetensors", b"PK\x03\x04rest of a zip file", "pickle"),
+        ("a.safetensors", file_of(b"{" + b'"a":[' * 99999), "damaged header"),
+        ("a.safetensors", file_of(b'{"\xff": 1}'), "damaged header"),
+        ("a.safetensors", file_of(b'{"\\ud800": {}}'), "damaged header"),
+        ("a.safetensors", struct.pack("<Q", 99_999_999) + b"{", "truncated"),
+        ("a.safetensors", struct.pack("<Q", 2**63) + b"{}", "not a safetensors file"),
+        ("a.safetensors", file_of({"__metadata__": {"a": 1}}), "damaged header"),
+        ("a.safetensors", file_of({"__metadata__": {"a": {"b": "c"}}}), "damaged header"),
+        ("a.safetensors", file_of({"__metadata__": ["a"]}), "damaged header"),
+        ("a.safetensors", file_of({"a": None}), "a: its entry is no object"),
+        ("a.safetensors", file_of({"a": {}}), "a: its dtype None is unknown"),
+        ("a.safetensors", file_of({"a": entry(dtype="F5")}, 4), "a: its dtype 'F5' is unknown"),
+        ("a.safetensors", file_of({"a": entry(dtype=["F32"])}, 4), "is unknown"),
+        ("a.safetensors", file_of({"a": entry(shape=[-1])}, 4), r"\[-1\] are no sizes"),
+        ("a.safetensors", file_of({"a": entry(shape=[1.0])}, 4), r"\[1.0\] are no sizes"),
+        ("a.safetensors", file_of({"a": entry(shape=[True])}, 4), r"\[True\] are no sizes"),
+        ("a.safetensors", file_of({"a": entry(shape=1)}, 4), "1 are no sizes"),
+        ("a.safetensors", file_of({"a": entry(shape=[2**62, 2**62])}, 4), "has not 4 bytes"),
+        ("a.safetensors", file_of({"a": entry(0, 0, shape=[0, 2**62])}, 0), "too large"),
+        ("a.safetensors", file_of({"a": entry(-4, 0)}, 4), "are no sizes"),
+        ("a.safetensors", file_of({"a": entry(4, 0)}, 4), "has not -4 bytes"),
+        ("a.safetensors", file_of({"a": entry(0, 4, 8)}, 4), "a: "),
+        ("a.safetensors", file_of({"a": entry(), "b": entry()}, 4), "gap or overlap"),
+        ("a.safetensors", file_of({"a": entry(), "b": entry(8, 12)}, 12), "gap or overlap"),
+        ("a.safetensors", file_of({"a": entry()}, 5), "gap or overlap"),
         ("a.pt", b"\x80\x02}q\x00.", "pickle"),
         ("a.ckpt", WHOLE, "not a safetensors file"),
     ],
@@ -98,3 +134,31 @@ def test_only_the_files_used_last_are_kept(lora_path: Path) -> None:
     save_file(LORA, other)
     files.get(other)
     assert files.get(lora_path) is not first
+
+
+def test_a_header_whose_length_looks_like_a_pickle_is_read(tmp_path: Path) -> None:
+    # 640 is written as 80 02 00 ..., and a file was refused as a pickle.
+    path = tmp_path / "a.safetensors"
+    for size in range(900):
+        save_file(LORA, path, metadata={"note": "x" * size})
+        if path.read_bytes()[:2] == b"\x80\x02":
+            break
+    assert path.read_bytes()[:8] == struct.pack("<Q", 640)
+    assert read_file(path).shapes.keys() == LORA.keys()
+
+
+@pytest.mark.parametrize("dtype", ["F4", "F6_E2M3", "F8_E8M0", "U64", "C64", "BOOL"])
+def test_a_header_is_read_whatever_the_dtypes_and_empty_sizes(tmp_path: Path, dtype: str) -> None:
+    bits = {"F4": 4, "F6_E2M3": 6, "U64": 64, "C64": 64}.get(dtype, 8)
+    path = tmp_path / "a.safetensors"
+    entries = {"b": entry(0, bits, dtype=dtype, shape=(2, 4)), "a": entry(0, 0, shape=(0, 7))}
+    path.write_bytes(file_of(entries, bits))
+    forms = read_header(path).forms
+    assert (forms["b"].dtype, forms["b"].shape, forms["a"].shape) == (dtype, (2, 4), (0, 7))
+
+
+def test_a_tensor_that_cannot_be_read_here_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(file_of({"b": entry(0, 3, dtype="F6_E2M3", shape=(4,))}, 3))
+    with pytest.raises(FileError, match=r"a\.safetensors: b has the dtype F6_E2M3"):
+        read_file(path).tensor("b")

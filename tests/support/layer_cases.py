@@ -104,6 +104,15 @@ def product_cases() -> list[LayerCase]:
     ]
 
 
+def wide_cases() -> list[LayerCase]:
+    """Layers with 12 inputs, for methods that need them in pairs of blocks."""
+    return [
+        _case("linear, 12 inputs", nn.Linear(12, 8), 2, 7, 12),
+        _case("conv2d 1x1, 2 groups", nn.Conv2d(24, 8, 1, groups=2), 2, 24, 4, 5),
+        _case("conv2d, 12 inputs", nn.Conv2d(12, 8, (3, 5), padding=1), 2, 12, 7, 9),
+    ]
+
+
 def norm_cases() -> list[LayerCase]:
     """Norm layers of 8 channels."""
     return [

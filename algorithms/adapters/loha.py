@@ -1,0 +1,202 @@
+"""LoHa: the elementwise product of two low-rank products.
+
+    dW = (alpha / R) * (w1_a @ w1_b) ⊙ (w2_a @ w2_b)
+
+Source: FedPara, Hyeon-Woo et al. 2022, arXiv 2108.06098, section 2.1. The rank of the change can
+reach R squared: it is the LoRA whose factors hold the products of every pair of ranks.
+On disk: LyCORIS' names (`hada_w1_a` and so on), which PEFT shares; PEFT keeps alpha in its
+configuration. OneTrainer stores kernels as `[O, R, 1, 1]` and `[R, I, *K]`. R is the first size of
+`w1_b` in every form. The Tucker form is `LohaTucker`.
+Departs from LyCORIS 4.1.3, whose merge applies the scale twice; its forward, like this, does once.
+"""
+
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import torch
+from torch import Generator, Tensor
+
+from ..layers import Layer
+from ..shapes import Float
+from .base import ALPHA, Adapter, Completion, InitialConfig, Origin, Role, scale_of, widened
+from .linalg import core_like, low_rank, require_product, tucker
+
+
+def _role(field: str) -> Role:
+    return Role(field, (f".hada_{field}", f".hada_{field}.*"))
+
+
+FACTORS = (_role("w1_a"), _role("w1_b"), _role("w2_a"), _role("w2_b"))
+
+
+@dataclass(frozen=True, eq=False)
+class Loha(Adapter):
+    """LoHa with four factors."""
+
+    name = "LoHa"
+    roles = (*FACTORS, ALPHA)
+    additive = True
+
+    w1_a: Float[Tensor, "O R ..."]
+    w1_b: Float[Tensor, "R I ..."]
+    w2_a: Float[Tensor, "O R ..."]
+    w2_b: Float[Tensor, "R I ..."]
+    alpha: float | None = None
+
+    @property
+    def rank(self) -> int:
+        """R, the inner size of both products."""
+        return self.w1_b.shape[0]
+
+    @property
+    def scale(self) -> float:
+        """The factor on the whole product: alpha / R, or 1 where nothing gives alpha."""
+        return scale_of(self.alpha, self.rank)
+
+    def delta_weight(self, weight: Float[Tensor, "O ..."]) -> Float[Tensor, "O ..."]:
+        """Returns the scaled product in the shape of `weight`; only its shape is read."""
+        shape = tuple(weight.shape)
+        first = low_rank(widened(self.w1_a), widened(self.w1_b), shape)
+        second = low_rank(widened(self.w2_a), widened(self.w2_b), shape)
+        return first * second * self.scale
+
+    def delta_output(
+        self, x: Float[Tensor, "B ..."], y: Float[Tensor, "B ..."], layer: Layer
+    ) -> Float[Tensor, "..."]:
+        """Returns the change by a LoRA of rank R squared, or by the weight where that is cheaper.
+
+        A grouped convolution takes the way over the weight, as for LoRA.
+        """
+        outputs, *inputs = layer.weight_shape
+        columns = torch.Size(inputs).numel()
+        positions = y.numel() // outputs
+        if layer.groups != 1 or not pairs_are_cheaper(self.rank, outputs, columns, positions):
+            return super().delta_output(x, y, layer)
+        up, down = self._pairs()
+        require_product(up, down, layer.weight_shape)
+        kernel = down.to(x.dtype).reshape(-1, *inputs)
+        return layer.pointwise(layer.apply(x, kernel), up.to(x.dtype))
+
+    def completed(self, origin: Origin, *, corrections: bool) -> "Completion[Loha]":
+        """Returns the adapter with alpha from the header where the tensors have none."""
+        del corrections
+        return _completed(self, origin)
+
+    @classmethod
+    def initial(cls, layer: Layer, config: InitialConfig, generator: Generator) -> "Loha":
+        """Returns LyCORIS' start: normal factors, and `w2_a` at zero."""
+        outputs, *inputs = layer.weight_shape
+        columns, rank = torch.Size(inputs).numel(), config.rank
+        return cls(
+            w1_a=torch.randn(outputs, rank, generator=generator) * 0.1,
+            w1_b=torch.randn(rank, columns, generator=generator),
+            w2_a=torch.zeros(outputs, rank),
+            w2_b=torch.randn(rank, columns, generator=generator),
+            alpha=config.alpha,
+        )
+
+    def _pairs(self) -> tuple[Float[Tensor, "O RR"], Float[Tensor, "RR I"]]:
+        """Returns the factors of the LoRA of rank R squared, scale included.
+
+        up[o, (r, q)] = w1_a[o, r] w2_a[o, q], down[(r, q), i] = w1_b[r, i] w2_b[q, i]
+        """
+        first, second = widened(self.w1_a).flatten(1), widened(self.w2_a).flatten(1)
+        up = (first[:, :, None] * second[:, None, :]).flatten(1)
+        first, second = widened(self.w1_b).flatten(1), widened(self.w2_b).flatten(1)
+        down = (first[:, None, :] * second[None, :, :]).flatten(0, 1)
+        return up * self.scale, down
+
+
+@dataclass(frozen=True, eq=False)
+class LohaTucker(Adapter):
+    """LoHa on a convolution, each half with a core that carries the kernel.
+
+        half[o, i, *k] = sum over m, r of w_a[m, o] t[m, r, *k] w_b[r, i]
+
+    Here the a factors are stored with the outputs last. Source: LyCORIS, Yeh et al. 2024,
+    arXiv 2309.14859, section 3; PEFT has it as `use_effective_conv2d`.
+    """
+
+    name = "LoHa (Tucker)"
+    roles = (*FACTORS, _role("t1"), _role("t2"), ALPHA)
+    additive = True
+
+    w1_a: Float[Tensor, "M O"]
+    w1_b: Float[Tensor, "R I"]
+    t1: Float[Tensor, "M R ..."]
+    w2_a: Float[Tensor, "M O"]
+    w2_b: Float[Tensor, "R I"]
+    t2: Float[Tensor, "M R ..."]
+    alpha: float | None = None
+
+    @property
+    def rank(self) -> int:
+        """R, the inner size next to the input."""
+        return self.w1_b.shape[0]
+
+    @property
+    def scale(self) -> float:
+        """The factor on the whole product: alpha / R, or 1 where nothing gives alpha."""
+        return scale_of(self.alpha, self.rank)
+
+    def delta_weight(self, weight: Float[Tensor, "O ..."]) -> Float[Tensor, "O ..."]:
+        """Returns the scaled product of both kernels; only the shape of `weight` is read."""
+        shape = tuple(weight.shape)
+        first = _half(self.w1_a, self.t1, self.w1_b, shape)
+        second = _half(self.w2_a, self.t2, self.w2_b, shape)
+        return first * second * self.scale
+
+    def completed(self, origin: Origin, *, corrections: bool) -> "Completion[LohaTucker]":
+        """Returns the adapter with alpha from the header where the tensors have none."""
+        del corrections
+        return _completed(self, origin)
+
+    @classmethod
+    def initial(cls, layer: Layer, config: InitialConfig, generator: Generator) -> "LohaTucker":
+        """Returns LyCORIS' start: normal factors and cores, and `w2_a` at zero."""
+        outputs, inputs, *kernel = layer.weight_shape
+        rank = config.rank
+        return cls(
+            w1_a=torch.randn(rank, outputs, generator=generator) * 0.1,
+            w1_b=torch.randn(rank, inputs, generator=generator),
+            t1=torch.randn(rank, rank, *kernel, generator=generator) * 0.1,
+            w2_a=torch.zeros(rank, outputs),
+            w2_b=torch.randn(rank, inputs, generator=generator),
+            t2=torch.randn(rank, rank, *kernel, generator=generator) * 0.1,
+            alpha=config.alpha,
+        )
+
+
+def pairs_are_cheaper(rank: int, outputs: int, columns: int, positions: int) -> bool:
+    """Whether the LoRA of rank R squared takes fewer multiplications than building the weight.
+
+    The LoRA costs R² (O + columns) for each position. The weight costs 2 R products of all its
+    numbers to build and one for each position. The elementwise steps of both are left out.
+
+    Args:
+        rank: R.
+        outputs: O.
+        columns: Inputs times kernel, the numbers of a row of the weight.
+        positions: Tokens or pixels of the output, over the whole batch.
+    """
+    pairs = positions * rank**2 * (outputs + columns)
+    return pairs < (2 * rank + positions) * outputs * columns
+
+
+def _half(
+    a: Float[Tensor, "M O"],
+    core: Float[Tensor, "M R ..."],
+    b: Float[Tensor, "R I"],
+    shape: tuple[int, ...],
+) -> Float[Tensor, "O I ..."]:
+    core = core_like(widened(core), shape[2:])
+    return tucker(widened(a).T, core, widened(b), shape)
+
+
+LohaKind = TypeVar("LohaKind", Loha, LohaTucker)
+
+
+def _completed(adapter: LohaKind, origin: Origin) -> Completion[LohaKind]:
+    alpha = adapter.alpha or origin.numerator(adapter.rank)
+    assumed = "" if alpha else "scale 1"
+    return Completion(replace(adapter, alpha=alpha), assumed=assumed)
