@@ -15,7 +15,7 @@ from ..errors import ShapeError
 from ..layers import Layer
 from ..shapes import Float, Integer
 from .base import Adapter, InitialConfig, Role, widened
-from .linalg import matrix_sizes
+from .linalg import matrix_sizes, require_places
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +43,11 @@ class Shira(Adapter):
         change = values.new_zeros(sizes)
         change = change.index_put((places[0], places[1]), values, accumulate=True)
         return change.reshape(weight.shape)
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Checks that every place lies in a weight of `shape`."""
+        for places, size in zip(self.indices, matrix_sizes(shape, self.name), strict=True):
+            require_places(places, size)
 
     @classmethod
     def initial(cls, layer: Layer, config: InitialConfig, generator: Generator) -> "Shira":
