@@ -117,10 +117,14 @@ def dry_run(
     if shape != own and target.rows is not None:
         raise ShapeError("it makes the weight larger, which a part of a fused weight cannot be")
     shapes_only = adapter.to("meta")
-    change = shapes_only.delta_weight(torch.empty(shape, device="meta"))
-    assert change is None or change.shape == shape, f"{adapter.name} made {change.shape}"
     bias = torch.empty(shape[:1], device="meta") if target.bias in shapes else None
-    shift = shapes_only.delta_bias(bias)
+    try:
+        change = shapes_only.delta_weight(torch.empty(shape, device="meta"))
+        shift = shapes_only.delta_bias(bias)
+    except RuntimeError as error:  # torch's word on sizes that do not go together
+        why = str(error).rstrip(".")
+        raise ShapeError(f"{adapter.name} does not fit a weight {list(shape)}: {why}") from error
+    assert change is None or change.shape == shape, f"{adapter.name} made {change.shape}"
     if shift is not None and shift.shape != shape[:1]:
         raise ShapeError(f"its bias has {shift.shape[0]} numbers, the layer {shape[0]} outputs")
     return change is not None, shift is not None

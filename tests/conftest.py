@@ -17,7 +17,7 @@ spec = importlib.machinery.ModuleSpec("anyadapter", None, is_package=True)
 spec.submodule_search_locations = [str(ROOT)]
 sys.modules["anyadapter"] = importlib.util.module_from_spec(spec)
 
-install_import_hook("anyadapter.algorithms", "beartype.beartype")
+install_import_hook("anyadapter.algorithms", "checking.check")
 
 
 @pytest.fixture(autouse=True)

@@ -31,9 +31,9 @@ class AdaLora(Adapter):
 
     name = "AdaLoRA"
     roles = (
-        Role("b", (".lora_B", ".lora_B.*")),
-        Role("e", (".lora_E", ".lora_E.*")),
-        Role("a", (".lora_A", ".lora_A.*")),
+        Role("b", (".lora_B", ".lora_B.*"), empty=True),
+        Role("e", (".lora_E", ".lora_E.*"), empty=True),
+        Role("a", (".lora_A", ".lora_A.*"), empty=True),
         ALPHA,
         Role("ranknum", (".ranknum", ".ranknum.*"), required=False, scalar=True),
     )

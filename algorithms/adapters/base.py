@@ -41,6 +41,8 @@ class Role:
     """The tensor holds a shape, kept as integers."""
     common: bool = False
     """One tensor of the file serves all modules (VeRA's projections)."""
+    empty: bool = False
+    """The tensor may have no numbers: AdaLoRA may leave a layer none of its ranks."""
     whole: bool = False
     """The tensor holds whole numbers: positions in a weight, say."""
 

@@ -84,8 +84,12 @@ class FullRank(Adapter):
         return cls(torch.zeros(layer.weight_shape))
 
 
-def _shaped(diff: Float[Tensor, "..."], weight: Float[Tensor, "O ..."]) -> Tensor:
-    """Returns a stored change in the shape of a weight."""
+def _shaped(diff: Tensor, weight: Tensor) -> Tensor:
+    """Returns a stored change of any shape in the shape of a weight.
+
+    Raises:
+        ShapeError: It has another shape.
+    """
     matrix = _without_kernel(weight.shape)
     if matrix is not None and matrix == _without_kernel(diff.shape):
         return widened(diff).reshape(weight.shape)

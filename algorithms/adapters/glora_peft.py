@@ -108,8 +108,8 @@ class GloraPeft(Adapter):
 
     def _matrix(
         self,
-        down: Float[Tensor, "... R"] | None,
-        up: Float[Tensor, "R ..."] | None,
+        down: Float[Tensor, "P R"] | None,
+        up: Float[Tensor, "R I"] | None,
         x: Float[Tensor, "..."] | None,
         base: Float[Tensor, "O ..."],
     ) -> Float[Tensor, "..."]:

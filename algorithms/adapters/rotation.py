@@ -38,7 +38,7 @@ class Rotation(Adapter):
 
     turn: Float[Tensor, "..."] | None = field(default=None, kw_only=True)
     """R - 1 of every block; made by `prepared`."""
-    stretch: Float[Tensor, " O"] | None = field(default=None, kw_only=True)
+    stretch: Float[Tensor, " rows"] | None = field(default=None, kw_only=True)
     """g - 1; made by `prepared`."""
 
     @abstractmethod

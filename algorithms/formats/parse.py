@@ -480,7 +480,7 @@ def _values(
         if role.scalar:
             values[role.field] = _scalar(tensors[key], key, where)
             if role.required and values[role.field] is None:
-                raise NonFiniteError(f"{where}: {key} is NaN or infinite. Use an earlier save.")
+                _finite(tensors[key], key, where)
         elif role.sizes:
             values[role.field] = _sizes(tensors[key], key, where)
         else:
@@ -521,7 +521,7 @@ def _require_numbers(tensor: Tensor, key: str, role: Role, where: str) -> None:
         FormatError: It has another kind of numbers.
         ShapeError: It is empty.
     """
-    if tensor.numel() == 0:
+    if tensor.numel() == 0 and not role.empty:
         raise ShapeError(
             f"{where}: {key} is empty, its shape is {list(tensor.shape)}. "
             "The file is damaged; download or save it again."

@@ -33,7 +33,7 @@ PEFT_TYPES: dict[str, PeftType] = {
     "LOHA": PeftType("LoHa", r"\.hada_"),
     "LOKR": PeftType("LoKr", r"\.lokr_"),
     "IA3": PeftType("(IA)^3", r"\.ia3_l\b"),
-    "OFT": PeftType("OFT", r"\.oft_[rRs]\b"),
+    "OFT": PeftType("OFT", r"\.oft_(embedding_)?[rRs]\b"),
     "BOFT": PeftType("BOFT", r"\.boft_"),
     "VERA": PeftType("VeRA", r"\.vera_"),
     "PVERA": PeftType("PVeRA", r"\.pvera_"),

@@ -1,9 +1,12 @@
 """Binding: adapters on the weights of a model, misfits, and names without a home."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
+from anyadapter.algorithms.adapters.diff import Diff
 from anyadapter.algorithms.binding import bind, causes, require_match
 from anyadapter.algorithms.errors import NoMatchError, ShapeError
 from anyadapter.algorithms.formats.parse import AdapterSet, parse_tensors
@@ -49,6 +52,21 @@ def test_a_misfit_names_layer_shapes_and_both_families() -> None:
     assert "style.safetensors does not fit this model in 1 of 1 layers" in message
     assert "lora_unet_attn2_to_k: the adapter changes 8 x 1024" in message
     assert "made for SD 2.x; the model is SD 1.x" in message
+
+
+class Careless(Diff):
+    """A method that multiplies without asking for the shape first."""
+
+    def delta_weight(self, weight: Tensor) -> Tensor:
+        assert self.diff is not None
+        return self.diff @ weight
+
+
+def test_a_misfit_that_only_torch_notices_is_a_misfit_too() -> None:
+    file = parsed(lora("lora_unet_attn2_to_k", 8, 768))
+    careless = replace(file, adapters={"lora_unet_attn2_to_k": (Careless(torch.ones(9, 3)),)})
+    with pytest.raises(ShapeError, match=r"does not fit a weight \[8, 768\]"):
+        bind(careless, KEY_MAP)
 
 
 def test_a_layer_that_does_not_fit_a_model_of_the_same_family_is_left_out_and_named() -> None:

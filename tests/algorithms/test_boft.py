@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from adapter_cases import random
 from anyadapter.algorithms.adapters import Adapter
@@ -15,13 +15,20 @@ from anyadapter.algorithms.adapters.oft import DiagOft
 from anyadapter.algorithms.adapters.rotation import cayley, skew_of
 from anyadapter.algorithms.errors import ShapeError
 from anyadapter.algorithms.layers import Layer
-from effects import hooked_effect, require_same_effect, weight_effect
 from layer_cases import LayerCase, product_cases, wide_cases
-from tool_layers import lycoris, peft, read
-
-SINGLE = [case.to(torch.float32) for case in product_cases()]
-KNOWN_TO_TOOLS = [case for case in SINGLE if case.layer.padding_mode == "zeros"]
-"""LyCORIS ignores how a convolution pads."""
+from oracles import (
+    SINGLE,
+    change,
+    covering,
+    given_to_peft,
+    lycoris,
+    of_lycoris,
+    of_peft,
+    peft,
+    read,
+    require_effect,
+    weight_effect,
+)
 
 
 def named(case_name: str) -> LayerCase:
@@ -31,23 +38,24 @@ def named(case_name: str) -> LayerCase:
 # LyCORIS
 
 
-@pytest.mark.parametrize("case", KNOWN_TO_TOOLS, ids=lambda case: case.name)
-@pytest.mark.parametrize("rescaled", [False, True], ids=["", "rescaled"])
-@pytest.mark.parametrize("constraint", [0, 0.05], ids=["free", "limited"])
-@pytest.mark.parametrize(("size", "stages"), [(2, 3), (4, 2), (8, 1)])
-def test_it_equals_the_forward_of_lycoris(
-    case: LayerCase, rescaled: bool, constraint: float, size: int, stages: int
-) -> None:
-    made = lycoris.boft.ButterflyOFTModule(
-        "lycoris_x", case.module, 1.0, size, constraint=constraint, rescaled=rescaled
-    )
-    made.oft_blocks.data.copy_(random(*made.oft_blocks.shape))
-    if rescaled:
-        made.rescale.data.copy_(random(*made.rescale.shape))
-    adapter = read({f"lycoris_x.{key}": value for key, value in made.state_dict().items()})
+LYCORIS_OPTIONS: dict[str, dict[str, Any]] = {
+    "3 stages, limited and rescaled": {"lora_dim": 2, "constraint": 0.05, "rescaled": True},
+    "3 stages": {"lora_dim": 2},
+    "3 stages, limited": {"lora_dim": 2, "constraint": 0.05},
+    "2 stages": {"lora_dim": 4},
+    "2 stages, rescaled": {"lora_dim": 4, "rescaled": True},
+    "1 stage": {"lora_dim": 8},
+}
+
+
+@pytest.mark.parametrize(("case", "options"), covering(SINGLE, LYCORIS_OPTIONS))
+def test_it_equals_the_forward_of_lycoris(case: LayerCase, options: dict[str, Any]) -> None:
+    effect, file = of_lycoris(lycoris.boft.ButterflyOFTModule, case, **options)
+    adapter = read(file)
     assert isinstance(adapter, Boft)
-    assert adapter.oft_blocks.shape == (stages, 8 // size, size, size)
-    require_same_effect(case, adapter, made(case.x) - case.module(case.x))
+    size = options["lora_dim"]
+    assert adapter.oft_blocks.shape == ({2: 3, 4: 2, 8: 1}[size], 8 // size, size, size)
+    require_effect(case, adapter, effect)
 
 
 def test_the_number_of_axes_tells_it_from_oft() -> None:
@@ -71,23 +79,8 @@ def test_lycoris_loads_what_we_start_with() -> None:
 # PEFT
 
 
-class Model(nn.Module):
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x)
-
-
-def trained_by_peft(case: LayerCase, size: int) -> tuple[nn.Module, dict[str, Tensor], Any]:
-    """PEFT's own model with random tensors, what it saves, and its configuration."""
-    config = peft.BOFTConfig(target_modules=["layer"], boft_block_size=size)
-    model = peft.get_peft_model(Model(case.to(torch.float32).module), config)
-    for name, parameter in model.named_parameters():
-        if "boft_" in name:
-            parameter.data.copy_(random(*parameter.shape))
-    return model, peft.get_peft_model_state_dict(model), model.peft_config["default"].to_dict()
+def config_of(size: int) -> peft.BOFTConfig:
+    return peft.BOFTConfig(target_modules=["layer"], boft_block_size=size)
 
 
 @pytest.fixture
@@ -101,23 +94,23 @@ def without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", ["linear", "linear, no bias"])
 def test_it_equals_the_forward_of_peft_on_a_linear_layer(name: str, size: int) -> None:
     case = named(name).to(torch.float32)
-    model, tensors, config = trained_by_peft(case, size)
-    adapter = read(tensors, config=config)
+    effect, tensors, written = of_peft(config_of(size), case)
+    adapter = read(tensors, config=written)
     assert isinstance(adapter, PeftBoft)
     assert adapter.boft_s.shape == (8, 1)
-    require_same_effect(case, adapter, (model(case.x) - case.module(case.x)).detach())
+    require_effect(case, adapter, effect)
 
 
 @pytest.mark.usefixtures("without_cuda")
 @pytest.mark.parametrize("name", ["conv2d 1x1", "conv2d, stride"])
 def test_it_equals_the_merge_of_peft_on_a_convolution(name: str) -> None:
     case = named(name).to(torch.float32)
-    model, tensors, config = trained_by_peft(case, 3)
-    adapter = read(tensors, config=config)
+    model, tensors, written = given_to_peft(case.to(torch.float32).module, config_of(3))
+    adapter = read(tensors, config=written)
     assert isinstance(adapter, PeftBoft)
     assert adapter.boft_s.shape == (1, 8)
     merged = model.merge_and_unload().layer
-    require_same_effect(case, adapter, weight_effect(case, merged.weight.detach()))
+    require_effect(case, adapter, weight_effect(case, merged.weight.detach()))
 
 
 def peft_matrix(blocks: Tensor) -> Tensor:
@@ -146,7 +139,7 @@ def test_stages_follow_pefts_permutations(name: str, size: int) -> None:
     turned = case.weight.flatten(1).double() @ peft_matrix(blocks).T * lengths
     adapter = read({"x.boft_R": blocks.float(), "x.boft_s": lengths.float()})
     expected = weight_effect(case, turned.reshape(case.weight.shape))
-    require_same_effect(case, adapter, expected)
+    require_effect(case, adapter, expected)
 
 
 def test_names_in_memory_are_known_too() -> None:
@@ -159,7 +152,7 @@ def test_its_header_says_nothing_that_changes_it() -> None:
     header = {"lora_adapter_metadata": json.dumps({"x.peft_type": "BOFT"})}
     file = {"x.boft_R": random(1, 2, 3, 3), "x.boft_s": random(8, 1)}
     case = named("linear")
-    assert torch.equal(hooked_effect(case, read(file, header)), hooked_effect(case, read(file)))
+    assert torch.equal(change(case, read(file, header)), change(case, read(file)))
 
 
 # The matrices and their limits

@@ -17,12 +17,19 @@ from anyadapter.algorithms.formats.parse import parse_tensors
 from anyadapter.algorithms.keymap import KeyMap, Target
 from anyadapter.algorithms.layers import Rows
 from anyadapter.algorithms.strength import Placed, merged_weight
-from layer_cases import LayerCase, product_cases
-from tool_layers import change, lycoris, of_lycoris, of_peft, peft, read, relative_error
+from layer_cases import LayerCase
+from oracles import (
+    EXACT,
+    change,
+    covering,
+    lycoris,
+    of_lycoris,
+    of_peft,
+    peft,
+    read,
+    relative_error,
+)
 
-# The tools pad with zeros whatever the layer does.
-CASES = [case for case in product_cases() if case.layer.padding_mode == "zeros"]
-each_layer = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 INNER: dict[str, tuple[Any, dict[str, Any]]] = {
     "LoRA": (lycoris.locon.LoConModule, {}),
     "LoRA tucker": (lycoris.locon.LoConModule, {"use_tucker": True}),
@@ -34,10 +41,16 @@ INNER: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 
 
-@each_layer
-@pytest.mark.parametrize("inner", INNER)
-@pytest.mark.parametrize("on_outputs", [True, False], ids=["outputs", "inputs"])
-def test_the_forward_is_that_of_lycoris(case: LayerCase, inner: str, on_outputs: bool) -> None:
+VARIANTS = {
+    f"{inner} on {'outputs' if on_outputs else 'inputs'}": (inner, on_outputs)
+    for on_outputs in (True, False)
+    for inner in INNER
+}
+
+
+@pytest.mark.parametrize(("case", "variant"), covering(EXACT, VARIANTS))
+def test_the_forward_is_that_of_lycoris(case: LayerCase, variant: tuple[str, bool]) -> None:
+    inner, on_outputs = variant
     kind, settings = INNER[inner]
     shared = {"lora_dim": 2, "alpha": 3.0, "weight_decompose": True, "wd_on_out": on_outputs}
     expected, saved = of_lycoris(kind, case, **(shared | settings))
@@ -48,11 +61,12 @@ def test_the_forward_is_that_of_lycoris(case: LayerCase, inner: str, on_outputs:
 
 
 # PEFT's LoRA of a convolution has no dilation, and one of groups stores other factors.
-PEFT_CASES = [case for case in CASES if case.layer.groups == 1 and set(case.layer.dilation) <= {1}]
+PEFT_CASES = [case for case in EXACT if case.layer.groups == 1 and set(case.layer.dilation) <= {1}]
 
 
-@pytest.mark.parametrize("case", PEFT_CASES, ids=lambda case: case.name)
-@pytest.mark.parametrize("in_memory", [False, True], ids=["saved", "in memory"])
+@pytest.mark.parametrize(
+    ("case", "in_memory"), covering(PEFT_CASES, {"saved": False, "in memory": True})
+)
 def test_the_forward_is_that_of_peft(case: LayerCase, in_memory: bool) -> None:
     config = peft.LoraConfig(
         r=4, lora_alpha=2, target_modules=["layer"], use_dora=True, init_lora_weights=False
@@ -88,7 +102,7 @@ def named(module: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 )
 def test_the_weight_is_that_of_the_formula(magnitude: dict[str, Tensor], kept: int) -> None:
     # W' = m (W + c dW) / ||W + c dW||, as OneTrainer and ai-toolkit write it in their forward.
-    weight = CASES[0].weight
+    weight = EXACT[0].weight
     tensors = lora(8, 6)
     changed = weight + tensors[".lora_up.weight"] @ tensors[".lora_down.weight"] * 2 / 3
     lengths = changed.pow(2).sum(1 - kept, keepdim=True).sqrt()
@@ -102,7 +116,7 @@ def test_the_weight_is_that_of_the_formula(magnitude: dict[str, Tensor], kept: i
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_magnitudes_in_half_precision_are_widened(dtype: torch.dtype) -> None:
-    weight = CASES[0].weight
+    weight = EXACT[0].weight
     tensors = named("x", lora(8, 6) | {".dora_scale": random(8, 1).abs() + 1})
     low = read({key: tensor.to(dtype) for key, tensor in tensors.items()})
     stored = {key: tensor.to(dtype).double() for key, tensor in tensors.items()}
@@ -115,7 +129,7 @@ def test_magnitudes_in_half_precision_are_widened(dtype: torch.dtype) -> None:
 
 def test_a_gain_near_one_keeps_its_digits_in_half_precision() -> None:
     # A DoRA trained a little: lengths grow by 0.3 percent, less than the rounding of 1 in bfloat16.
-    case = CASES[1].to(torch.bfloat16)
+    case = EXACT[1].to(torch.bfloat16)
     weight = case.weight.float()
     lengths = torch.linalg.vector_norm(weight, dim=1, keepdim=True) * 1.003
     adapter = Dora(Lora(torch.zeros(8, 3), random(3, 6).float()), dora_scale=lengths)
@@ -126,7 +140,7 @@ def test_a_gain_near_one_keeps_its_digits_in_half_precision() -> None:
 
 
 def test_the_lengths_of_a_slice_are_those_of_its_rows() -> None:
-    weight = CASES[0].weight
+    weight = EXACT[0].weight
     rows = Rows(2, 4)
     for magnitude in (random(4, 1).abs() + 1, random(1, 6).abs() + 1):
         adapter = read(named("x", lora(4, 6) | {".dora_scale": magnitude}))

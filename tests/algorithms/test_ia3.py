@@ -2,19 +2,16 @@
 
 import pytest
 import torch
-from lycoris.modules.ia3 import IA3Module
 from torch import Tensor
 
 from anyadapter.algorithms.adapters.ia3 import Ia3, Ia3Peft
 from anyadapter.algorithms.errors import FormatError, ShapeError, UndecidedError
 from anyadapter.algorithms.formats.parse import parse_tensors
 from layer_cases import LayerCase
-from oracles import KNOWN_TO_TOOLS, of_lycoris, of_peft, only, read, require_effect
+from oracles import SINGLE, lycoris, of_lycoris, of_peft, peft, read, require_effect
 
-from peft import IA3Config  # isort: skip  # after `oracles`
-
-on_each = pytest.mark.parametrize("case", KNOWN_TO_TOOLS, ids=lambda case: case.name)
-PEFT_KNOWS = [case for case in KNOWN_TO_TOOLS if len(case.layer.weight_shape) != 3]
+on_each = pytest.mark.parametrize("case", SINGLE, ids=lambda case: case.name)
+PEFT_KNOWS = [case for case in SINGLE if len(case.layer.weight_shape) != 3]
 
 
 @on_each
@@ -22,28 +19,27 @@ PEFT_KNOWS = [case for case in KNOWN_TO_TOOLS if len(case.layer.weight_shape) !=
 def test_it_equals_the_forward_of_lycoris(case: LayerCase, on_input: bool) -> None:
     if on_input and case.layer.groups > 1:
         return  # LyCORIS fails there too
-    made = IA3Module("lycoris_x", case.module, train_on_input=on_input)
-    tensors, effect = of_lycoris(made, case)
-    adapter = only(read(tensors))
+    effect, tensors = of_lycoris(lycoris.ia3.IA3Module, case, train_on_input=on_input)
+    adapter = read(tensors)
     assert isinstance(adapter, Ia3)
     require_effect(case, adapter, effect)
 
 
 @pytest.mark.parametrize("case", PEFT_KNOWS, ids=lambda case: case.name)
-@pytest.mark.parametrize("feedforward", [[], ["x"]], ids=["outputs", "inputs"])
+@pytest.mark.parametrize("feedforward", [[], ["layer"]], ids=["outputs", "inputs"])
 def test_it_equals_the_forward_of_peft(case: LayerCase, feedforward: list[str]) -> None:
     if feedforward and case.layer.groups > 1:
         return  # refused: see below
-    config = IA3Config(target_modules=["x"], feedforward_modules=feedforward)
-    tensors, options, effect = of_peft(config, case)
-    adapter = only(read(tensors, config=options))
+    config = peft.IA3Config(target_modules=["layer"], feedforward_modules=feedforward)
+    effect, tensors, written = of_peft(config, case)
+    adapter = read(tensors, config=written)
     assert isinstance(adapter, Ia3Peft)
     require_effect(case, adapter, effect)
 
 
 def square(**config: object) -> Ia3Peft:
     tensors = {"base_model.model.mid.x.ia3_l": torch.rand(1, 6, 1, 1)}
-    adapter = only(read(tensors, config={"peft_type": "IA3"} | config))
+    adapter = read(tensors, config={"peft_type": "IA3"} | config)
     assert isinstance(adapter, Ia3Peft)
     return adapter
 
@@ -76,7 +72,7 @@ def test_the_axes_tell_the_side_of_a_square_linear_layer() -> None:
     weight = torch.rand(6, 6)
     for shape in ((6, 1), (1, 6)):
         factor = torch.rand(shape)
-        adapter = only(read({"base_model.model.x.ia3_l.default": factor}))
+        adapter = read({"base_model.model.x.ia3_l.default": factor})
         torch.testing.assert_close(adapter.delta_weight(weight), weight * (factor - 1))
 
 
@@ -87,7 +83,7 @@ def test_factors_of_all_groups_are_refused() -> None:
         {"base_model.model.x.ia3_l": torch.rand(1, 12, 1, 1)},
     ):
         with pytest.raises(ShapeError, match=r"12 .*inputs, the weight is \[8, 6, 3, 3\].*groups"):
-            only(read(tensors)).delta_weight(weight)
+            read(tensors).delta_weight(weight)
 
 
 def test_a_plain_weight_alone_is_no_adapter() -> None:

@@ -5,21 +5,28 @@ the adapter does something;  several adapters add, whatever their order;  a star
 """
 
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
 from torch import Tensor
+from torch.testing import assert_close
 
 from adapter_cases import ADAPTER_CASES, AdapterCase
 from anyadapter.algorithms.adapters import ADAPTERS, Adapter
 from anyadapter.algorithms.adapters.base import InitialConfig
 from anyadapter.algorithms.dispatch import Dispatcher
 from anyadapter.algorithms.layers import Rows
-from anyadapter.algorithms.strength import Placed, hooked_output, merged_bias, merged_weight
+from anyadapter.algorithms.strength import Placed, hooked_output
+from checking import annotations_unchecked
 from layer_cases import LayerCase
 
 STRENGTHS = (1.0, 0.5, -0.7)
+TOLERANCES = {torch.bfloat16: 0.02, torch.float16: 0.0025}
+"""A few units in the last place of each dtype: 2 ** -8 and 2 ** -11."""
 
 PAIRS = [
     pytest.param(adapter_case, layer_case, id=f"{adapter_case.name} on {layer_case.name}")
@@ -29,160 +36,179 @@ PAIRS = [
 each_pair = pytest.mark.parametrize(("adapter_case", "layer_case"), PAIRS)
 
 
-def prepared(case: LayerCase, item: Placed) -> Placed:
-    """The adapter as a hook has it: its constants computed once, in float32 or better."""
-    weight = case.weight if case.weight.dtype == torch.float64 else case.weight.float()
-    weight = weight if item.rows is None else item.rows.take(weight)
-    if not item.adapter.prepares_from_weight:
-        weight = torch.empty(weight.shape, device="meta")
-    adapter = item.adapter.prepared(weight).to("cpu", case.x.dtype)
-    return replace(item, adapter=adapter)
+@cache
+def hooked_at(adapter_case: AdapterCase, layer: LayerCase) -> dict[float, Tensor]:
+    """Strength -> the output with a hook, for an adapter that was prepared once."""
+    ready = layer.prepared(Placed(adapter_case.on(layer), 1.0))
+    base = base_of(layer)
+    return {
+        strength: hooked_output(layer.x, base, layer.layer, [replace(ready, strength=strength)])
+        for strength in STRENGTHS
+    }
 
 
-def hooked(case: LayerCase, placed: list[Placed]) -> Tensor:
-    ready = [prepared(case, item) for item in placed]
-    return hooked_output(case.x, case.module(case.x), case.layer, ready)
+@cache
+def base_of(layer: LayerCase) -> Tensor:
+    return layer.module(layer.x)
 
 
-def merged(case: LayerCase, placed: list[Placed]) -> Tensor:
-    weight = merged_weight(case.weight, placed)
-    bias = merged_bias(case.bias, case.layer.weight_shape[0], placed)
-    return case.with_base(weight, bias)
+@cache
+def in_dtype(layer: LayerCase, dtype: torch.dtype) -> LayerCase:
+    return layer.to(dtype)
+
+
+@contextmanager
+def said(what: object) -> Iterator[None]:
+    """Puts what is tested in front of the message of a failure, where one test has several."""
+    try:
+        yield
+    except AssertionError as error:
+        raise AssertionError(f"{what}: {error}") from error
 
 
 @each_pair
-@pytest.mark.parametrize("strength", STRENGTHS)
-def test_hook_equals_merge(
-    adapter_case: AdapterCase, layer_case: LayerCase, strength: float
-) -> None:
-    placed = [Placed(adapter_case.make(layer_case), strength)]
-    torch.testing.assert_close(hooked(layer_case, placed), merged(layer_case, placed))
+def test_hook_equals_merge(adapter_case: AdapterCase, layer_case: LayerCase) -> None:
+    adapter = adapter_case.on(layer_case)
+    for strength, output in hooked_at(adapter_case, layer_case).items():
+        with said(f"strength {strength}"):
+            assert_close(output, layer_case.merged([Placed(adapter, strength)]))
 
 
 @each_pair
 def test_strength_zero_is_the_base_exactly(
     adapter_case: AdapterCase, layer_case: LayerCase
 ) -> None:
-    placed = [Placed(adapter_case.make(layer_case), 0.0)]
-    base = layer_case.module(layer_case.x)
-    assert torch.equal(hooked(layer_case, placed), base)
-    assert torch.equal(merged(layer_case, placed), base)
+    placed = [Placed(adapter_case.on(layer_case), 0.0)]
+    assert torch.equal(layer_case.hooked(placed), base_of(layer_case))
+    assert torch.equal(layer_case.merged(placed), base_of(layer_case))
 
 
 @each_pair
 def test_the_adapter_changes_the_output(adapter_case: AdapterCase, layer_case: LayerCase) -> None:
-    base = layer_case.module(layer_case.x)
-    changed = hooked(layer_case, [Placed(adapter_case.make(layer_case), 1.0)])
+    base = base_of(layer_case)
+    changed = hooked_at(adapter_case, layer_case)[1.0]
     assert (changed - base).norm() > 0.05 * base.norm()
 
 
 @each_pair
 def test_the_change_is_linear_in_strength(adapter_case: AdapterCase, layer_case: LayerCase) -> None:
-    adapter = adapter_case.make(layer_case)
-    base = layer_case.module(layer_case.x)
-    full = hooked(layer_case, [Placed(adapter, 1.0)]) - base
-    half = hooked(layer_case, [Placed(adapter, 0.5)]) - base
-    torch.testing.assert_close(half, full * 0.5)
+    base = base_of(layer_case)
+    outputs = hooked_at(adapter_case, layer_case)
+    full = outputs[1.0] - base
+    for strength in (0.5, -0.7):
+        with said(f"strength {strength}"):
+            assert_close(outputs[strength] - base, full * strength)
 
 
 @each_pair
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.02), (torch.float16, 0.0025)])
-def test_low_precision_stays_near_float64(
-    adapter_case: AdapterCase, layer_case: LayerCase, dtype: torch.dtype, tolerance: float
-) -> None:
-    # The tolerance is a few units in the last place of each dtype: 2 ** -8 and 2 ** -11.
-    low = layer_case.to(dtype)
-    adapter = adapter_case.make(layer_case)
-    exact = hooked(layer_case, [Placed(adapter, 0.5)])
-    for result in (
-        hooked(low, [Placed(adapter, 0.5)]),
-        merged(low, [Placed(adapter, 0.5)]),
-    ):
-        assert result.dtype == dtype
-        assert (result.double() - exact).norm() < tolerance * exact.norm()
+def test_low_precision_stays_near_float64(adapter_case: AdapterCase, layer_case: LayerCase) -> None:
+    adapter, exact = adapter_case.on(layer_case), hooked_at(adapter_case, layer_case)[0.5]
+    for dtype, tolerance in TOLERANCES.items():
+        low = in_dtype(layer_case, dtype)
+        for result in (low.hooked([Placed(adapter, 0.5)]), low.merged([Placed(adapter, 0.5)])):
+            assert result.dtype == dtype
+            assert (result.double() - exact).norm() < tolerance * exact.norm(), dtype
 
 
-def adapters_on(layer_name: str) -> list[tuple[str, Adapter, LayerCase]]:
-    return [
-        (case.name, case.make(layer), layer)
-        for case in ADAPTER_CASES
-        for layer in case.layers()
-        if layer.name == layer_name
-    ]
+def methods_on(layer_name: str) -> tuple[LayerCase, list[Adapter]]:
+    """A layer and an adapter of every method that it can have."""
+    found: dict[type[Adapter], Adapter] = {}
+    layer: LayerCase | None = None
+    for case in ADAPTER_CASES:
+        for layer_case in case.layers():
+            if layer_case.name == layer_name:
+                layer = layer_case
+                found.setdefault(type(case.on(layer)), case.on(layer))
+    assert layer is not None
+    return layer, list(found.values())
 
 
-@pytest.mark.parametrize(
-    "layer_name", ["linear", "conv2d, stride", "conv2d, 2 groups", "group norm"]
-)
+MANY = ("linear", "conv2d, stride", "conv2d, 2 groups", "group norm")
+
+
+@pytest.mark.parametrize("layer_name", MANY)
 def test_every_ordered_pair_of_methods_adds(layer_name: str) -> None:
-    adapters = adapters_on(layer_name)
-    layer = adapters[0][2]
-    base = layer.module(layer.x)
-    first = [prepared(layer, Placed(adapter, 0.5)) for _, adapter, _ in adapters]
+    layer, adapters = methods_on(layer_name)
+    base = base_of(layer)
+    first = [Placed(adapter, 0.5) for adapter in adapters]
     second = [replace(item, strength=-0.7) for item in first]
-    effects = [hooked_output(layer.x, base, layer.layer, [item]) - base for item in first]
-    for one, other in itertools.permutations(range(len(adapters)), 2):
-        expected = base + effects[one] - 1.4 * effects[other]
-        found = hooked_output(layer.x, base, layer.layer, [first[one], second[other]])
-        torch.testing.assert_close(found, expected)
-        placed = [Placed(adapters[one][1], 0.5), Placed(adapters[other][1], -0.7)]
-        torch.testing.assert_close(merged(layer, placed), expected)
+    ready = [layer.prepared(item) for item in first]
+    effects = [hooked_output(layer.x, base, layer.layer, [item]) - base for item in ready]
+    with annotations_unchecked():  # the other laws check them on the same adapters and layers
+        for one, other in itertools.permutations(range(len(adapters)), 2):
+            expected = base + effects[one] - 1.4 * effects[other]
+            placed = [ready[one], replace(ready[other], strength=-0.7)]
+            with said(f"{adapters[one].name} and {adapters[other].name}"):
+                assert_close(hooked_output(layer.x, base, layer.layer, placed), expected)
+                assert_close(layer.merged([first[one], second[other]]), expected)
+
+
+@pytest.mark.parametrize("layer_name", MANY)
+def test_all_methods_together_add_whatever_their_order(layer_name: str) -> None:
+    layer, adapters = methods_on(layer_name)
+    placed = [Placed(adapter, 0.5) for adapter in adapters]
+    base = base_of(layer)
+    expected = base + sum(layer.hooked([item]) - base for item in placed)
+    for order in (placed, placed[::-1]):
+        assert_close(layer.hooked(order), expected)
+        assert_close(layer.merged(order), expected)
 
 
 SWAPPED = Rows(2, 4, reorder=lambda rows: torch.cat(rows.chunk(2)[::-1]))
+ON_ROWS = [
+    pair
+    for pair in PAIRS
+    # A norm has no rows: its weight is never fused. Rows of a grouped convolution do not see all
+    # inputs: no such target exists.
+    if not pair.values[1].layer.kind.endswith("norm") and pair.values[1].layer.groups == 1
+]
 
 
-@each_pair
-@pytest.mark.parametrize("reordered", [None, SWAPPED], ids=["slice", "swapped slice"])
-def test_hook_equals_merge_on_some_rows(
-    adapter_case: AdapterCase, layer_case: LayerCase, reordered: Rows | None
-) -> None:
-    rows = reordered or adapter_case.rows
-    if layer_case.layer.kind.endswith("norm"):
-        return  # a norm has no rows: its weight is never fused
-    if layer_case.layer.groups != 1:
-        return  # rows of a grouped convolution do not see all inputs: no such target exists
-    narrow = LayerCase("narrow", layer_case.module, layer_case.layer.narrowed(rows), layer_case.x)
-    placed = [
-        Placed(adapter_case.make(narrow), 0.5, rows),
-        Placed(adapter_case.make(layer_case), 1.0),
-    ]
-    result = hooked(layer_case, placed)
-    torch.testing.assert_close(result, merged(layer_case, placed))
-    only_rows = hooked(layer_case, placed[:1]) - layer_case.module(layer_case.x)
-    axis = layer_case.layer.channel_axis(result)
-    changed = only_rows.abs().flatten(0, axis - 1).movedim(1 if axis == 1 else -1, 0).flatten(1)
-    touched = [index for index in range(8) if changed[index].sum() > 0]
-    assert touched == list(range(rows.start, rows.start + rows.length))
+@pytest.mark.parametrize(("adapter_case", "layer_case"), ON_ROWS)
+def test_hook_equals_merge_on_some_rows(adapter_case: AdapterCase, layer_case: LayerCase) -> None:
+    for rows in (adapter_case.rows, SWAPPED):
+        narrow = replace(layer_case, name="narrow", layer=layer_case.layer.narrowed(rows))
+        placed = [
+            Placed(adapter_case.make(narrow), 0.5, rows),
+            Placed(adapter_case.on(layer_case), 1.0),
+        ]
+        with said(f"rows from {rows.start}, {rows.length}"):
+            assert_close(layer_case.hooked(placed), layer_case.merged(placed))
+            change = layer_case.hooked(placed[:1]) - base_of(layer_case)
+            axis = layer_case.layer.channel_axis(change)
+            others = [other for other in range(change.ndim) if other != axis % change.ndim]
+            touched = change.abs().sum(others).nonzero().flatten().tolist()
+            assert touched == list(range(rows.start, rows.start + rows.length))
 
 
 @pytest.mark.parametrize("method", ADAPTERS, ids=lambda method: method.name)
 def test_a_start_changes_nothing_and_can_be_trained(method: type[Adapter]) -> None:
-    layers = [
-        layer
-        for case in ADAPTER_CASES
-        for layer in case.layers()
-        if type(case.make(layer)) is method
-    ]
+    layers = {
+        layer for case in ADAPTER_CASES for layer in case.layers() if type(case.on(layer)) is method
+    }
+    assert layers
     for layer in layers:
         generator = torch.Generator().manual_seed(0)
         start = method.initial(layer.layer, InitialConfig(rank=4, alpha=2.0), generator)
         start = start.to("cpu", torch.float64)
-        assert torch.equal(hooked(layer, [Placed(start, 1.0)]), layer.module(layer.x))
-        tensors = start.tensors()
-        tensors = {name: one for name, one in tensors.items() if one.is_floating_point()}
-        for tensor in tensors.values():
-            tensor.add_(0.1).requires_grad_()
-        # Cubes, since no rotation changes a sum of squares.
-        hooked(layer, [Placed(start, 1.0)]).pow(3).sum().backward()
-        assert all(tensor.grad is not None and tensor.grad.any() for tensor in tensors.values())
-        assert layer.weight.grad is None
+        with said(layer.name):
+            assert torch.equal(layer.hooked([Placed(start, 1.0)]), base_of(layer))
+            tensors = start.tensors().values()
+            tensors = [tensor for tensor in tensors if tensor.is_floating_point()]
+            for tensor in tensors:
+                tensor.add_(0.1).requires_grad_()
+            # Cubes, since no rotation changes a sum of squares.
+            layer.hooked([Placed(start, 1.0)]).pow(3).sum().backward()
+            assert all(tensor.grad is not None and tensor.grad.any() for tensor in tensors)
+            assert layer.weight.grad is None
 
 
 def test_a_dispatcher_passes_calls_on_once_it_is_retired() -> None:
-    _, adapter, layer = adapters_on("linear")[0]
-    base = layer.module(layer.x)
-    dispatcher = Dispatcher(layer.module.forward, layer.layer, lambda *_: [Placed(adapter, 1.0)])
+    layer, adapters = methods_on("linear")
+    base = base_of(layer)
+    dispatcher = Dispatcher(
+        layer.module.forward, layer.layer, lambda *_: [Placed(adapters[0], 1.0)]
+    )
     assert not torch.equal(dispatcher.forward(layer.x), base)
     assert torch.equal(dispatcher.forward(input=layer.x), dispatcher.forward(layer.x))
     dispatcher.retire()

@@ -8,22 +8,35 @@ from adapter_cases import random
 from anyadapter.algorithms.adapters.base import Origin
 from anyadapter.algorithms.adapters.loha import Loha, LohaTucker, pairs_are_cheaper
 from anyadapter.algorithms.errors import MissingTensorError, ShapeError
-from layer_cases import LayerCase, layer_of, product_cases
-from tool_layers import change, lycoris, of_lycoris, of_peft, peft, read, relative_error
-
-# Neither tool pads as the layer does.
-CASES = [case for case in product_cases() if case.layer.padding_mode == "zeros"]
-each_layer = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+from layer_cases import LayerCase, layer_of
+from oracles import (
+    EXACT,
+    change,
+    covering,
+    lycoris,
+    of_lycoris,
+    of_peft,
+    peft,
+    read,
+    relative_error,
+)
 
 
 def kernel_of(case: LayerCase) -> tuple[int, ...]:
     return case.layer.weight_shape[2:]
 
 
-@each_layer
-@pytest.mark.parametrize("tucker", [False, True], ids=["plain", "tucker"])
-@pytest.mark.parametrize("rank", [2, 5])
-def test_the_forward_is_that_of_lycoris(case: LayerCase, tucker: bool, rank: int) -> None:
+LYCORIS_VARIANTS = {
+    "rank 2": (2, False),
+    "rank 5": (5, False),
+    "rank 2, tucker": (2, True),
+    "rank 5, tucker": (5, True),
+}
+
+
+@pytest.mark.parametrize(("case", "variant"), covering(EXACT, LYCORIS_VARIANTS))
+def test_the_forward_is_that_of_lycoris(case: LayerCase, variant: tuple[int, bool]) -> None:
+    rank, tucker = variant
     settings = {"lora_dim": rank, "alpha": 3.0, "use_tucker": tucker}
     expected, saved = of_lycoris(lycoris.loha.LohaModule, case, **settings)
     adapter = read(saved)
@@ -35,16 +48,22 @@ def test_the_forward_is_that_of_lycoris(case: LayerCase, tucker: bool, rank: int
 @pytest.mark.parametrize("setting", ["rs_lora", "use_scalar"])
 def test_settings_of_lycoris_that_it_folds_into_the_file(setting: str) -> None:
     settings = {"lora_dim": 3, "alpha": 2.0, setting: True}
-    expected, saved = of_lycoris(lycoris.loha.LohaModule, CASES[0], **settings)
-    assert relative_error(change(CASES[0], read(saved)), expected) < 1e-6  # alpha is in float32
+    expected, saved = of_lycoris(lycoris.loha.LohaModule, EXACT[0], **settings)
+    assert relative_error(change(EXACT[0], read(saved)), expected) < 1e-6  # alpha is in float32
 
 
-@pytest.mark.parametrize(
-    "case", [case for case in CASES if len(kernel_of(case)) < 3], ids=lambda case: case.name
-)
-@pytest.mark.parametrize("effective", [False, True], ids=["plain", "effective conv2d"])
-@pytest.mark.parametrize("in_memory", [False, True], ids=["saved", "in memory"])
-def test_the_forward_is_that_of_peft(case: LayerCase, effective: bool, in_memory: bool) -> None:
+KNOWN_TO_PEFT = [case for case in EXACT if len(kernel_of(case)) < 3]
+PEFT_VARIANTS = {
+    "saved": (False, False),
+    "in memory": (False, True),
+    "effective conv2d": (True, False),
+    "effective conv2d in memory": (True, True),
+}
+
+
+@pytest.mark.parametrize(("case", "variant"), covering(KNOWN_TO_PEFT, PEFT_VARIANTS))
+def test_the_forward_is_that_of_peft(case: LayerCase, variant: tuple[bool, bool]) -> None:
+    effective, in_memory = variant
     config = peft.LoHaConfig(
         r=4, alpha=2, target_modules=["layer"], use_effective_conv2d=effective, init_weights=False
     )
@@ -53,7 +72,7 @@ def test_the_forward_is_that_of_peft(case: LayerCase, effective: bool, in_memory
 
 
 def test_both_ways_of_running_give_the_same() -> None:
-    case = CASES[0]
+    case = EXACT[0]
     factors = [random(*shape) for shape in ((8, 3), (3, 6), (8, 3), (3, 6))]
     adapter = Loha(*factors, alpha=2.0)
     many = case.x.repeat(100, 1, 1)
@@ -93,7 +112,7 @@ def test_a_call_costs_no_more_than_the_cheaper_way(rank: int) -> None:
 
 
 def test_kernels_of_onetrainer_are_flattened() -> None:
-    case = next(case for case in CASES if case.name == "conv2d 3x5")
+    case = next(case for case in EXACT if case.name == "conv2d 3x5")
     factors = [random(8, 4), random(4, 90), random(8, 4) - 0.5, random(4, 90) - 0.5]
     shapes = [(8, 4, 1, 1), (4, 6, 3, 5)] * 2
     names = ("w1_a", "w1_b", "w2_a", "w2_b")

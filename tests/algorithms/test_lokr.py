@@ -17,7 +17,7 @@ from anyadapter.algorithms.adapters.lokr import Lokr
 from anyadapter.algorithms.errors import MissingTensorError, ShapeError
 from anyadapter.algorithms.formats.parse import parse_tensors
 from layer_cases import LayerCase, layer_of
-from tool_layers import change, lycoris, of_lycoris, of_peft, peft, read, relative_error
+from oracles import change, covering, lycoris, of_lycoris, of_peft, peft, read, relative_error
 
 
 def sized(name: str, module: nn.Module, *shape: int) -> LayerCase:
@@ -54,10 +54,9 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 
 
-@each_layer
-@pytest.mark.parametrize("form", FORMS)
-def test_the_forward_is_that_of_lycoris(case: LayerCase, form: str) -> None:
-    settings = {"lora_dim": 2, "alpha": 3.0} | FORMS[form]
+@pytest.mark.parametrize(("case", "form"), covering(CASES, FORMS))
+def test_the_forward_is_that_of_lycoris(case: LayerCase, form: dict[str, Any]) -> None:
+    settings = {"lora_dim": 2, "alpha": 3.0} | form
     expected, saved = of_lycoris(lycoris.lokr.LokrModule, case, **settings)
     assert relative_error(change(case, read(saved)), expected) < 1e-10
 
@@ -78,9 +77,11 @@ def test_the_forms_are_what_their_names_say() -> None:
         name: set(of_lycoris(lycoris.lokr.LokrModule, case, **({"lora_dim": 2} | settings))[1])
         for name, settings in FORMS.items()
     }
-    parts = {name: {key.removeprefix("x.lokr_") for key in keys} for name, keys in forms.items()}
+    parts = {
+        name: {key.removeprefix("lycoris_x.lokr_") for key in keys} for name, keys in forms.items()
+    }
     w1, w1_factors, w2, w2_factors = {"w1"}, {"w1_a", "w1_b"}, {"w2"}, {"w2_a", "w2_b"}
-    found = [parts[name] - {"x.alpha"} for name in FORMS]
+    found = [parts[name] - {"lycoris_x.alpha"} for name in FORMS]
     assert found == [
         w1 | w2,
         w1 | w2_factors,
@@ -93,26 +94,24 @@ def test_the_forms_are_what_their_names_say() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    "case", [case for case in CASES if case.name != "conv3d"], ids=lambda case: case.name
-)
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"r": 32},
-        {"r": 2},
-        {"r": 2, "decompose_both": True},
-        {"r": 2, "use_effective_conv2d": True},
-        {"r": 2, "use_effective_conv2d": True, "decompose_both": True, "decompose_factor": 4},
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("in_memory", [False, True], ids=["saved", "in memory"])
-def test_the_forward_is_that_of_peft(
-    case: LayerCase, settings: dict[str, Any], in_memory: bool
-) -> None:
-    if case.name == "conv1d" and settings["r"] == 32:
-        return  # PEFT's product of a whole w2 with three axes multiplies the wrong ones
+KNOWN_TO_PEFT = [case for case in CASES if case.name != "conv3d"]
+PEFT_SETTINGS: list[dict[str, Any]] = [
+    {"r": 2},
+    {"r": 32},
+    {"r": 2, "decompose_both": True},
+    {"r": 2, "use_effective_conv2d": True},
+    {"r": 2, "use_effective_conv2d": True, "decompose_both": True, "decompose_factor": 4},
+]
+PEFT_VARIANTS = {
+    f"{settings}{' in memory' if in_memory else ''}": (settings, in_memory)
+    for in_memory in (False, True)
+    for settings in PEFT_SETTINGS
+}
+
+
+@pytest.mark.parametrize(("case", "variant"), covering(KNOWN_TO_PEFT, PEFT_VARIANTS))
+def test_the_forward_is_that_of_peft(case: LayerCase, variant: tuple[dict[str, Any], bool]) -> None:
+    settings, in_memory = variant
     config = peft.LoKrConfig(alpha=3, target_modules=["layer"], init_weights=False, **settings)
     expected, saved, written = of_peft(config, case, in_memory=in_memory)
     assert relative_error(change(case, read(saved, config=written)), expected) < 1e-10
@@ -171,7 +170,7 @@ def test_peft_scales_whole_sides_by_its_configuration() -> None:
     }
     weight = torch.empty(8, 6, device="meta")
     product = torch.kron(random(2, 3), random(4, 2))
-    config = {"r": 8, "alpha": 2, "rank_pattern": {}, "alpha_pattern": {}}
+    config = {"peft_type": "LOKR", "r": 8, "alpha": 2, "rank_pattern": {}, "alpha_pattern": {}}
     torch.testing.assert_close(read(tensors, config=config).delta_weight(weight), product / 4)
     patterns = {"rank_pattern": {"a": 16}, "alpha_pattern": {"a": 48}}
     scaled = read(tensors, config=config | patterns)
@@ -194,7 +193,7 @@ def test_rs_lora_of_lycoris_with_whole_sides_is_corrected_where_it_is_proved(
     case = CASES[0]
     settings = {"lora_dim": 16, "alpha": 8.0, "full_matrix": True, "rs_lora": True}
     expected, saved = of_lycoris(lycoris.lokr.LokrModule, case, **settings)
-    saved["x.alpha"] = saved["x.alpha"].to(dtype)
+    saved["lycoris_x.alpha"] = saved["lycoris_x.alpha"].to(dtype)
     arguments = json.dumps({"algo": "lokr", "rs_lora": "True"})
     metadata = {
         "ss_network_module": "lycoris.kohya",
@@ -206,7 +205,7 @@ def test_rs_lora_of_lycoris_with_whole_sides_is_corrected_where_it_is_proved(
     assert relative_error(change(case, unproved) * 4, expected) < 1e-10
     other_dim = read(saved, metadata | {"ss_network_dim": "8"})
     assert relative_error(change(case, other_dim) * 4, expected) < 1e-10
-    found = Lokr(w1=saved["x.lokr_w1"], w2=saved["x.lokr_w2"], alpha=64.0)
+    found = Lokr(w1=saved["lycoris_x.lokr_w1"], w2=saved["lycoris_x.lokr_w2"], alpha=64.0)
     origin = Origin("lycoris", options={"rs_lora": True, "conv_dim": 16})
     assert not found.completed(origin, corrections=False).corrected
     assert "root of its dim" in found.completed(origin, corrections=True).corrected
@@ -312,8 +311,8 @@ def test_a_start_has_the_forms_of_lycoris() -> None:
     generator = torch.Generator().manual_seed(0)
     low = Lokr.initial(layer, InitialConfig(rank=2, alpha=1.0), generator)
     saved = of_lycoris(lycoris.lokr.LokrModule, CASES[3], lora_dim=2)[1]
-    shapes = {key.removeprefix("x.lokr_"): value.shape for key, value in saved.items()}
-    del shapes["x.alpha"]
+    shapes = {key.removeprefix("lycoris_x.lokr_"): value.shape for key, value in saved.items()}
+    del shapes["lycoris_x.alpha"]
     assert {name: tensor.shape for name, tensor in low.tensors().items()} == shapes
     assert low.alpha == 1.0
     whole = Lokr.initial(layer, InitialConfig(rank=8, alpha=1.0, factor=4), generator)

@@ -26,14 +26,20 @@ from anyadapter.algorithms.errors import FormatError, ShapeError, UndecidedError
 from anyadapter.algorithms.formats.parse import parse_tensors
 from anyadapter.algorithms.keymap import KeyMap, Target
 from anyadapter.algorithms.strength import Placed, hooked_output
-from effects import require_same_effect, weight_effect
 from layer_cases import LayerCase, product_cases
-from tool_layers import lycoris, peft, read
+from oracles import (
+    SINGLE,
+    covering,
+    given_to_peft,
+    lycoris,
+    of_lycoris,
+    of_peft,
+    peft,
+    read,
+    require_effect,
+    weight_effect,
+)
 
-SINGLE = [case.to(torch.float32) for case in product_cases()]
-KNOWN_TO_TOOLS = [case for case in SINGLE if case.layer.padding_mode == "zeros"]
-"""LyCORIS and PEFT ignore how a convolution pads."""
-on_each = pytest.mark.parametrize("case", KNOWN_TO_TOOLS, ids=lambda case: case.name)
 everywhere = pytest.mark.parametrize("case", product_cases(), ids=lambda case: case.name)
 
 
@@ -66,22 +72,20 @@ def rotated_columns(weight: Tensor, rotation: Tensor) -> Tensor:
 # LyCORIS
 
 
-@on_each
-@pytest.mark.parametrize("rescaled", [False, True], ids=["", "rescaled"])
-@pytest.mark.parametrize("constraint", [0, 0.05], ids=["free", "limited"])
-def test_it_equals_the_forward_of_lycoris(
-    case: LayerCase, rescaled: bool, constraint: float
-) -> None:
-    made = lycoris.diag_oft.DiagOFTModule(
-        "lycoris_x", case.module, 1.0, 4, constraint=constraint, rescaled=rescaled
-    )
-    made.oft_blocks.data.copy_(random(*made.oft_blocks.shape))
-    if rescaled:
-        made.rescale.data.copy_(random(*made.rescale.shape))
-    file = {f"lycoris_x.{key}": value for key, value in made.state_dict().items()}
+LYCORIS_OPTIONS: dict[str, dict[str, Any]] = {
+    "limited and rescaled": {"constraint": 0.05, "rescaled": True},
+    "free": {},
+    "limited": {"constraint": 0.05},
+    "rescaled": {"rescaled": True},
+}
+
+
+@pytest.mark.parametrize(("case", "options"), covering(SINGLE, LYCORIS_OPTIONS))
+def test_it_equals_the_forward_of_lycoris(case: LayerCase, options: dict[str, Any]) -> None:
+    effect, file = of_lycoris(lycoris.diag_oft.DiagOFTModule, case, lora_dim=4, **options)
     adapter = read(file)
     assert isinstance(adapter, DiagOft)
-    require_same_effect(case, adapter, made(case.x) - case.module(case.x))
+    require_effect(case, adapter, effect)
 
 
 def test_lycoris_loads_what_we_start_with() -> None:
@@ -119,7 +123,7 @@ def test_kohyas_oft_turns_by_its_formula(case: LayerCase, alpha: float) -> None:
         torch.testing.assert_close(turned, case.weight, atol=1e-6, rtol=0)
         assert torch.equal(adapter.delta_weight(case.weight), torch.zeros_like(case.weight))
     else:
-        require_same_effect(case, adapter, weight_effect(case, turned))
+        require_effect(case, adapter, weight_effect(case, turned))
 
 
 def test_the_header_names_kohya_where_the_prefix_does_not() -> None:
@@ -137,7 +141,7 @@ def test_kohyas_parts_of_a_fused_weight_have_a_limit_each() -> None:
     rotation = torch.block_diag(
         *(kohya_matrix(part, 0.25 * part.shape[0] * part.shape[1]) for part in parts)
     )
-    require_same_effect(case, adapter, weight_effect(case, rotation.T @ case.weight))
+    require_effect(case, adapter, weight_effect(case, rotation.T @ case.weight))
 
 
 def test_kohyas_parts_must_follow_each_other_and_cover_the_rows() -> None:
@@ -159,7 +163,7 @@ def test_alpha_1_of_comfyuis_trainer_is_the_limit_itself() -> None:
     ((adapter,),) = parsed.adapters.values()
     assert "alpha 1 is the limit that ComfyUI's trainer sets" in parsed.notes[0]
     rotation = kohya_matrix(blocks, 1.0)
-    require_same_effect(case, adapter, weight_effect(case, rotated_rows(case.weight, rotation.T)))
+    require_effect(case, adapter, weight_effect(case, rotated_rows(case.weight, rotation.T)))
 
 
 @pytest.mark.parametrize(
@@ -182,27 +186,8 @@ def test_alpha_is_a_factor_everywhere_else(
 # PEFT
 
 
-class Model(nn.Module):
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x)
-
-
-def trained_by_peft(case: LayerCase, **options: Any) -> tuple[nn.Module, dict[str, Tensor], dict]:
-    return given_to_peft(case.to(torch.float32).module, **options)
-
-
-def given_to_peft(layer: nn.Module, **options: Any) -> tuple[nn.Module, dict[str, Tensor], dict]:
-    """PEFT's own model with random vectors, what it saves, and its configuration."""
-    config = peft.OFTConfig(target_modules=["layer"], r=0, oft_block_size=3, **options)
-    model = peft.get_peft_model(Model(layer), config)
-    for name, parameter in model.named_parameters():
-        if "oft_" in name:
-            parameter.data.copy_(random(*parameter.shape))
-    return model, peft.get_peft_model_state_dict(model), model.peft_config["default"].to_dict()
+def config_of(**options: Any) -> peft.OFTConfig:
+    return peft.OFTConfig(target_modules=["layer"], r=0, oft_block_size=3, **options)
 
 
 PEFT_OPTIONS = [
@@ -218,10 +203,10 @@ with_options = pytest.mark.parametrize("options", PEFT_OPTIONS, ids=str)
 @with_options
 def test_it_equals_the_forward_of_peft_on_a_linear_layer(options: dict[str, Any]) -> None:
     case = named("linear").to(torch.float32)
-    model, tensors, config = trained_by_peft(case, **options)
-    adapter = read(tensors, config=config)
+    effect, tensors, written = of_peft(config_of(**options), case)
+    adapter = read(tensors, config=written)
     assert isinstance(adapter, OftV2)
-    require_same_effect(case, adapter, model(case.x) - case.module(case.x))
+    require_effect(case, adapter, effect)
 
 
 def _square() -> list[LayerCase]:
@@ -241,18 +226,19 @@ def _square() -> list[LayerCase]:
 def test_it_equals_the_merge_of_peft_on_a_convolution(
     case: LayerCase, options: dict[str, Any]
 ) -> None:
-    model, tensors, config = trained_by_peft(case, **options)
-    adapter = read(tensors, config=config)
+    layer = case.to(torch.float32).module
+    model, tensors, written = given_to_peft(layer, config_of(**options))
+    adapter = read(tensors, config=written)
     merged = model.merge_and_unload().layer
-    require_same_effect(case, adapter, weight_effect(case, merged.weight.detach()))
+    require_effect(case, adapter, weight_effect(case, merged.weight.detach()))
 
 
 @with_options
 def test_a_table_of_tokens_turns_as_in_peft(options: dict[str, Any]) -> None:
     base = nn.Embedding(8, 6)
     tokens, table = torch.arange(8), base.weight.detach().clone()
-    model, tensors, config = given_to_peft(base, **options)
-    adapter = read(tensors, config=config)
+    model, tensors, written = given_to_peft(base, config_of(**options))
+    adapter = read(tensors, config=written)
     assert isinstance(adapter, OftEmbedding)
     change, expected = adapter.delta_weight(table), model(tokens).detach() - table
     assert expected.norm() > 0.05 * table.norm()
@@ -262,35 +248,39 @@ def test_a_table_of_tokens_turns_as_in_peft(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize("series", [True, False])
 def test_the_header_of_diffusers_says_which_way_peft_turns(series: bool) -> None:
     case = named("linear").to(torch.float32)
-    model, tensors, _ = trained_by_peft(case, use_cayley_neumann=series)
+    effect, tensors, _ = of_peft(config_of(use_cayley_neumann=series), case)
     tensors = {key.replace("base_model.model.", "unet."): value for key, value in tensors.items()}
     header = {"unet.use_cayley_neumann": series, "unet.peft_version": "0.21.2"}
     adapter = read(tensors, {"lora_adapter_metadata": json.dumps(header)})
-    require_same_effect(case, adapter, model(case.x) - case.module(case.x))
+    require_effect(case, adapter, effect)
 
 
 def test_peft_before_0_18_counts_the_last_power_twice() -> None:
     vectors = random(2, 3) / 4
-    config = {"use_cayley_neumann": True, "num_cayley_neumann_terms": 5}
+    config = {"peft_type": "OFT", "use_cayley_neumann": True, "num_cayley_neumann_terms": 5}
     case = named("linear")
     adapter = read({"base_model.model.x.oft_R.weight": vectors}, config=config)
     skew = skew_from(vectors)
     rotation = torch.eye(3) + sum(2 * torch.linalg.matrix_power(skew, n) for n in (1, 2, 3, 4))
     expected = weight_effect(case, rotated_columns(case.weight, blocks_of(rotation).T))
-    require_same_effect(case, adapter, expected)
+    require_effect(case, adapter, expected)
     newer = read({"x.oft_R.weight": vectors}, config=config | {"peft_version": "0.18.0@1a2b"})
     assert not torch.allclose(newer.delta_weight(case.weight), adapter.delta_weight(case.weight))
 
 
 @pytest.mark.parametrize("terms", [-1, 10**9])
 def test_a_series_that_no_training_has_is_refused(terms: int) -> None:
-    config = {"use_cayley_neumann": True, "num_cayley_neumann_terms": terms}
+    config = {
+        "peft_type": "OFT", "use_cayley_neumann": True, "num_cayley_neumann_terms": terms
+    }  # fmt: skip
     with pytest.raises(FormatError, match="x: its configuration asks for a series of"):
         read({"x.oft_R.weight": random(2, 3)}, config=config)
 
 
 def test_numbers_of_the_configuration_that_are_not_finite_count_as_missing() -> None:
-    options = {"coft": True, "eps": math.nan, "num_cayley_neumann_terms": math.inf}
+    options = {
+        "peft_type": "OFT", "coft": True, "eps": math.nan, "num_cayley_neumann_terms": math.inf
+    }  # fmt: skip
     adapter = read({"x.oft_R.weight": random(2, 3)}, config=options)
     assert isinstance(adapter, OftV2)
     assert (adapter.coft_eps, adapter.terms) == (6e-5, 5)
@@ -316,7 +306,7 @@ def test_peft_to_0_13_turns_the_outputs_by_its_formula(
     rotation = cayley_matrix(-skew).expand(count, -1, -1)
     cropped = blocks_of(rotation)[:8, :8]
     expected = weight_effect(case, rotated_rows(case.weight, cropped.T))
-    require_same_effect(case, read({"x.oft_r": blocks}), expected)
+    require_effect(case, read({"x.oft_r": blocks}), expected)
 
 
 @everywhere
@@ -329,12 +319,12 @@ def test_peft_0_14_turns_the_inputs_by_its_formula(case: LayerCase, shared: bool
         8, *[1] * (case.weight.ndim - 1)
     )
     adapter = read({"x.oft_r": blocks, "x.oft_s": lengths})
-    require_same_effect(case, adapter, weight_effect(case, turned))
+    require_effect(case, adapter, weight_effect(case, turned))
 
 
 def test_coft_of_old_peft_shrinks_the_blocks() -> None:
     blocks = random(2, 4, 4)
-    adapter = read({"x.oft_r": blocks}, config={"coft": True, "eps": 0.9})
+    adapter = read({"x.oft_r": blocks}, config={"peft_type": "OFT", "coft": True, "eps": 0.9})
     norms = torch.linalg.vector_norm(blocks, dim=(1, 2), keepdim=True)
     assert (norms > 0.9 / 2**0.5).all()
     small = PeftOutputOft(blocks * 0.9 / 2**0.5 / norms)
@@ -369,7 +359,7 @@ def test_onetrainers_oft_turns_by_its_formula(case: LayerCase, scaled: bool) -> 
         file["lora_unet_x.oft_R.scaled_oft"] = torch.tensor(True)
     adapter = read(file, {"ot_branch": "master"})
     turned = onetrainer_weight(case.weight, vectors, scaled=scaled)
-    require_same_effect(case, adapter, weight_effect(case, turned))
+    require_effect(case, adapter, weight_effect(case, turned))
 
 
 FACTOR, NORM = random(8), random(8, 1).abs() + 2
@@ -395,7 +385,7 @@ def test_dora_oft_stretches_the_turned_rows(
     adapter = read({f"x.{key}": value for key, value in file.items()})
     turned = onetrainer_weight(case.weight, vectors, scaled=True)
     turned = turned * factor.reshape(8, *[1] * (turned.ndim - 1))
-    require_same_effect(case, adapter, weight_effect(case, turned))
+    require_effect(case, adapter, weight_effect(case, turned))
 
 
 def test_a_row_without_length_is_not_stretched() -> None:

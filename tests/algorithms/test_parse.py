@@ -1,6 +1,7 @@
 """Parsing: which method, which module, what is left over, and what a file means by alpha."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -291,6 +292,12 @@ def test_an_alpha_that_is_no_number_is_refused(alpha: Tensor, error: type[Except
         parse(lora() | {"x.alpha": alpha})
 
 
+def test_a_number_that_a_method_needs_must_be_finite() -> None:
+    tensors = {"x.weight": torch.ones(3), "x.on_input": torch.tensor(math.nan)}
+    with pytest.raises(NonFiniteError, match=r"x: x\.on_input contains NaN or infinity"):
+        parse(tensors)
+
+
 def test_rank_1_is_a_rank() -> None:
     tensors = {"x.lora_up.weight": torch.ones(3, 1), "x.lora_down.weight": torch.ones(1, 5)}
     (adapter,) = parse(tensors | {"x.alpha": torch.tensor(2.0)}).adapters["x"]
@@ -359,7 +366,7 @@ def test_patterns_that_mean_nothing_are_passed_over(options: dict[str, object]) 
 
 def test_a_required_number_that_is_nan_is_refused() -> None:
     tensors = {"x.weight": torch.ones(3), "x.on_input": torch.tensor(float("nan"))}
-    with pytest.raises(NonFiniteError, match=r"x: x\.on_input is NaN or infinite"):
+    with pytest.raises(NonFiniteError, match=r"x: x\.on_input contains NaN or infinity"):
         parse(tensors)
 
 

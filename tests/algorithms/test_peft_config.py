@@ -19,7 +19,7 @@ from anyadapter.algorithms.formats.metadata import AdapterMetadata
 from anyadapter.algorithms.formats.parse import AdapterSet, parse_file, parse_tensors
 from anyadapter.algorithms.formats.read import read_file
 from anyadapter.algorithms.formats.write import to_tensors
-from import_peft import get_pattern_key
+from import_peft import peft as their_peft
 
 CONFIG = {"peft_type": "LORA", "r": 4, "lora_alpha": 2, "target_modules": ["to_q", "to_k"]}
 
@@ -146,7 +146,7 @@ def test_patterns_fit_the_names_that_they_fit_in_peft(
     prefix: str, patterns: dict[str, int]
 ) -> None:
     for name in NAMES:
-        expected = patterns.get(get_pattern_key(patterns.keys(), name), 0)
+        expected = patterns.get(their_peft.utils.other.get_pattern_key(patterns.keys(), name), 0)
         assert peft.by_pattern(patterns, prefix + name, 0) == expected, name
 
 

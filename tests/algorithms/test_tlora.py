@@ -2,22 +2,21 @@
 
 import pytest
 import torch
-from lycoris.modules.tlora import TLoraModule
 
 from anyadapter.algorithms.adapters.tlora import Tlora
 from anyadapter.algorithms.errors import ShapeError
 from layer_cases import LayerCase
-from oracles import KNOWN_TO_TOOLS, of_lycoris, only, read, require_effect
+from oracles import SINGLE, lycoris, of_lycoris, only, read, read_all, require_effect
 
-WITHOUT_KERNELS = [case for case in KNOWN_TO_TOOLS if set(case.layer.weight_shape[2:]) <= {1}]
+WITHOUT_KERNELS = [case for case in SINGLE if set(case.layer.weight_shape[2:]) <= {1}]
 on_each = pytest.mark.parametrize("case", WITHOUT_KERNELS, ids=lambda case: case.name)
 
 
 @on_each
 @pytest.mark.parametrize("rank", [4, 6, 7], ids=["rank 4", "full rank", "more than full rank"])
 def test_it_equals_the_forward_of_lycoris(case: LayerCase, rank: int) -> None:
-    tensors, effect = of_lycoris(TLoraModule("lycoris_x", case.module, 1.0, rank, 2.0), case)
-    adapters = read(tensors)
+    effect, tensors = of_lycoris(lycoris.tlora.TLoraModule, case, lora_dim=rank, alpha=2.0)
+    adapters = read_all(tensors)
     adapter = only(adapters)
     assert isinstance(adapter, Tlora)
     require_effect(case, adapter, effect)
@@ -29,9 +28,9 @@ def test_it_equals_the_forward_of_lycoris(case: LayerCase, rank: int) -> None:
 
 @on_each
 def test_an_untrained_file_changes_nothing(case: LayerCase) -> None:
-    made = TLoraModule("lycoris_x", case.module, 1.0, 4, 2.0)
+    made = lycoris.tlora.TLoraModule("lycoris_x", case.module, 1.0, 4, 2.0)
     tensors = {f"x.{key}": tensor.detach() for key, tensor in made.custom_state_dict().items()}
-    change = only(read(tensors)).delta_weight(case.weight)
+    change = read(tensors).delta_weight(case.weight)
     assert change is not None
     assert change.norm() < 1e-5 * case.weight.norm()
 

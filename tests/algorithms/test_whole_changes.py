@@ -5,7 +5,6 @@ import json
 
 import pytest
 import torch
-from lycoris.modules.full import FullModule
 from torch import Tensor, nn
 
 from adapter_cases import random
@@ -15,23 +14,21 @@ from anyadapter.algorithms.adapters.replacement import Replacement
 from anyadapter.algorithms.errors import MissingTensorError, ShapeError
 from anyadapter.algorithms.formats.parse import parse_tensors
 from layer_cases import LayerCase, norm_cases, product_cases
-from oracles import KNOWN_TO_TOOLS, only, read, require_effect, written
+from oracles import SINGLE, lycoris, peft, read, read_all, require_effect, written
 
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict  # isort: skip
-
-on_each = pytest.mark.parametrize("case", KNOWN_TO_TOOLS, ids=lambda case: case.name)
+on_each = pytest.mark.parametrize("case", SINGLE, ids=lambda case: case.name)
 
 
 @on_each
 def test_a_full_change_equals_the_forward_of_lycoris(case: LayerCase) -> None:
-    made = FullModule("lycoris_x", copy.deepcopy(case.module))
+    made = lycoris.full.FullModule("lycoris_x", copy.deepcopy(case.module))
     made.apply_to()  # takes the weight off the module, and saves only then what was learned
     for parameter in made.parameters():
         parameter.data.add_(random(*parameter.shape).float())
     tensors = {f"x.{key}": tensor for key, tensor in made.custom_state_dict().items()}
     with torch.no_grad():
         effect = made(case.x) - case.module(case.x)
-    adapter = only(read(tensors))
+    adapter = read(tensors)
     assert isinstance(adapter, Diff)
     require_effect(case, adapter, effect)
 
@@ -42,7 +39,7 @@ def test_a_replacement_is_the_layer_with_the_stored_weight(
     case: LayerCase, strength: float
 ) -> None:
     weight, bias = random(*case.weight.shape), random(case.weight.shape[0])
-    adapter = only(read({"x.set_weight": weight, "x.set_bias": bias}))
+    adapter = read({"x.set_weight": weight, "x.set_bias": bias})
     effect = case.with_base(weight, bias) - case.module(case.x)
     require_effect(case, adapter, effect * strength, strength)
 
@@ -63,15 +60,15 @@ class Model(nn.Module):
 def test_layers_that_peft_saved_whole_are_replacements(saved: list[str], raw: bool) -> None:
     base = Model()
     before = {key: tensor.clone() for key, tensor in base.state_dict().items()}
-    config = LoraConfig(target_modules=["first"], modules_to_save=saved)
-    model = get_peft_model(base, config)
+    config = peft.LoraConfig(target_modules=["first"], modules_to_save=saved)
+    model = peft.get_peft_model(base, config)
     for name, parameter in model.named_parameters():
         if "default" in name:
             nn.init.normal_(parameter)
-    tensors = get_peft_model_state_dict(model)
+    tensors = peft.get_peft_model_state_dict(model)
     if raw:
         tensors = {key: tensor for key, tensor in model.state_dict().items() if "default" in key}
-    adapters = read(tensors, config=written(config)).adapters
+    adapters = read_all(tensors, config=written(config)).adapters
     whole = {
         name.removeprefix("base_model.model.").replace(".modules_to_save.default", ""): several[0]
         for name, several in adapters.items()
@@ -112,7 +109,7 @@ def test_a_replacement_of_another_shape_is_refused() -> None:
 @pytest.mark.parametrize("suffix", [".lora_down.weight", ".lora_A.weight"])
 def test_a_first_factor_without_a_second_is_a_change_of_full_rank(suffix: str) -> None:
     change = torch.rand(8, 6)
-    adapter = only(read({f"x{suffix}": change}))
+    adapter = read({f"x{suffix}": change})
     assert isinstance(adapter, FullRank)
     assert torch.equal(adapter.delta_weight(torch.empty(8, 6)), change)
     with pytest.raises(ShapeError, match="the name of a LoRA's lora_down without a lora_up"):
@@ -120,7 +117,7 @@ def test_a_first_factor_without_a_second_is_a_change_of_full_rank(suffix: str) -
 
 
 def test_the_scale_of_a_change_of_full_rank_is_assumed() -> None:
-    notes = read({"x.lora_down.weight": torch.rand(8, 6), "x.alpha": torch.tensor(4.0)}).notes
+    notes = read_all({"x.lora_down.weight": torch.rand(8, 6), "x.alpha": torch.tensor(4.0)}).notes
     assert notes == (
         "Nothing in the file says it, so it was assumed for 1 layer: "
         "scale 1 of changes of full rank.",
@@ -129,6 +126,6 @@ def test_the_scale_of_a_change_of_full_rank_is_assumed() -> None:
 
 def test_a_first_factor_among_pairs_is_damage() -> None:
     pair = {"x.lora_up.weight": torch.ones(3, 2), "x.lora_down.weight": torch.ones(2, 5)}
-    assert isinstance(only(read(pair)), Lora)
+    assert isinstance(read(pair), Lora)
     with pytest.raises(MissingTensorError, match=r"y has lora_down.weight, but LoRA needs"):
         read(pair | {"y.lora_down.weight": torch.ones(2, 5)})

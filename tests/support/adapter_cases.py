@@ -1,7 +1,8 @@
 """One line for each method: adapters with every tensor at work, for the laws."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 import torch
 from torch import Size, Tensor
@@ -28,7 +29,7 @@ from anyadapter.algorithms.adapters.oft import (
 from anyadapter.algorithms.adapters.replacement import Replacement
 from anyadapter.algorithms.adapters.tlora import Tlora
 from anyadapter.algorithms.layers import Rows
-from layer_cases import LayerCase, norm_cases, product_cases, wide_cases
+from layer_cases import LayerCase, few, norm_cases, product_cases, wide_cases
 
 Make = Callable[[LayerCase], Adapter]
 
@@ -39,9 +40,18 @@ class AdapterCase:
 
     name: str
     make: Make
-    layers: Callable[[], list[LayerCase]] = product_cases
+    layers: Callable[[], Sequence[LayerCase]] = product_cases
     rows: Rows = field(default_factory=lambda: Rows(2, 5))
     """Some of 8 rows that the method can change alone."""
+
+    def on(self, layer: LayerCase) -> Adapter:
+        """Returns the adapter for a layer, which is the same at every call."""
+        return _made(self, layer)
+
+
+@cache
+def _made(case: AdapterCase, layer: LayerCase) -> Adapter:
+    return case.make(layer)
 
 
 def random(*shape: int) -> Tensor:
@@ -229,7 +239,7 @@ def _peft_boft_in_stages(case: LayerCase) -> PeftBoft:
 
 def _with_pairs_of_blocks() -> list[LayerCase]:
     """Layers whose inputs are an even number of blocks of 6."""
-    return [case for case in product_cases() if _columns(case) % 12 == 0] + wide_cases()
+    return [*(case for case in product_cases() if _columns(case) % 12 == 0), *wide_cases()]
 
 
 def _glora(case: LayerCase) -> Glora:
@@ -279,9 +289,8 @@ def _without_kernels() -> list[LayerCase]:
 
 
 def _few() -> list[LayerCase]:
-    """A layer for each way of a rotation, for variants that differ in their matrices only."""
-    names = ("linear", "conv2d 1x1", "conv2d 3x5", "conv2d, 2 groups")
-    return [case for case in product_cases() if case.name in names]
+    """A layer for each way of a method, for variants that differ in their matrices only."""
+    return few(product_cases())
 
 
 def _convolutions() -> list[LayerCase]:

@@ -1,4 +1,4 @@
-"""Imports PEFT, which imports transformers, which imports torchvision where it is installed.
+"""The one place that imports PEFT: it imports transformers, which imports torchvision.
 
 A PEFT that cannot be imported fails the tests: it is one of their tools.
 """
@@ -12,4 +12,3 @@ if importlib.util.find_spec("torchvision") is not None:
     declare_missing_torchvision_ops()
 
 peft = importlib.import_module("peft")
-get_pattern_key = importlib.import_module("peft.utils.other").get_pattern_key

@@ -1,15 +1,18 @@
 """Layers of every kind for the laws: unequal sides, odd kernels, stride, padding, groups, bias."""
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 
 from anyadapter.algorithms.layers import Layer
+from anyadapter.algorithms.strength import Placed, hooked_output, merged_bias, merged_weight
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LayerCase:
     """A module of torch, the same layer as adapters see it, and an input."""
 
@@ -35,6 +38,25 @@ class LayerCase:
             y = torch.func.functional_call(self.module, {"weight": weight}, (self.x,))
             return y + self.layer.over_channels(bias.to(y.dtype), y)
         return torch.func.functional_call(self.module, parameters, (self.x,))
+
+    def prepared(self, item: Placed) -> Placed:
+        """Returns an adapter as a hook has it: constants made once, in float32 or better."""
+        weight = self.weight if self.weight.dtype == torch.float64 else self.weight.float()
+        weight = weight if item.rows is None else item.rows.take(weight)
+        if not item.adapter.prepares_from_weight:
+            weight = torch.empty(weight.shape, device="meta")
+        return replace(item, adapter=item.adapter.prepared(weight).to("cpu", self.x.dtype))
+
+    def hooked(self, placed: Sequence[Placed]) -> Tensor:
+        """Returns the output with adapters as hooks."""
+        ready = [self.prepared(item) for item in placed]
+        return hooked_output(self.x, self.module(self.x), self.layer, ready)
+
+    def merged(self, placed: Sequence[Placed]) -> Tensor:
+        """Returns the output with adapters in the weight and the bias."""
+        weight = merged_weight(self.weight, placed)
+        bias = merged_bias(self.bias, self.layer.weight_shape[0], placed)
+        return self.with_base(weight, bias)
 
     def to(self, dtype: torch.dtype) -> "LayerCase":
         """Returns the case in another dtype."""
@@ -83,9 +105,10 @@ def _case(name: str, module: nn.Module, *shape: int) -> LayerCase:
     return LayerCase(name, module, layer_of(module), x)
 
 
-def product_cases() -> list[LayerCase]:
+@cache
+def product_cases() -> tuple[LayerCase, ...]:
     """Linear layers and convolutions: 8 outputs, 6 inputs."""
-    return [
+    return (
         _case("linear", nn.Linear(6, 8), 2, 7, 6),
         _case("linear, no bias", nn.Linear(6, 8, bias=False), 2, 6),
         _case("conv1d", nn.Conv1d(6, 8, 3, padding=1), 2, 6, 9),
@@ -101,23 +124,31 @@ def product_cases() -> list[LayerCase]:
             *(2, 6, 7, 9),
         ),
         _case("conv3d", nn.Conv3d(6, 8, (1, 3, 5), padding=(0, 1, 2)), 2, 6, 3, 5, 7),
-    ]
+    )
 
 
-def wide_cases() -> list[LayerCase]:
+def few(cases: Sequence[LayerCase]) -> list[LayerCase]:
+    """Returns a layer for each way of computing, for variants that differ in their numbers only."""
+    names = ("linear", "conv2d 1x1", "conv2d 3x5", "conv2d, 2 groups")
+    return [case for case in cases if case.name in names]
+
+
+@cache
+def wide_cases() -> tuple[LayerCase, ...]:
     """Layers with 12 inputs, for methods that need them in pairs of blocks."""
-    return [
+    return (
         _case("linear, 12 inputs", nn.Linear(12, 8), 2, 7, 12),
         _case("conv2d 1x1, 2 groups", nn.Conv2d(24, 8, 1, groups=2), 2, 24, 4, 5),
         _case("conv2d, 12 inputs", nn.Conv2d(12, 8, (3, 5), padding=1), 2, 12, 7, 9),
-    ]
+    )
 
 
-def norm_cases() -> list[LayerCase]:
+@cache
+def norm_cases() -> tuple[LayerCase, ...]:
     """Norm layers of 8 channels."""
-    return [
+    return (
         _case("layer norm", nn.LayerNorm(8), 2, 7, 8),
         _case("layer norm, no bias", nn.LayerNorm(8, bias=False), 2, 7, 8),
         _case("group norm", nn.GroupNorm(4, 8), 2, 8, 5, 3),
         _case("rms norm", nn.RMSNorm(8, eps=1e-6), 2, 7, 8),
-    ]
+    )

@@ -15,25 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from start_comfyui import declare_missing_torchvision_ops
-
-declare_missing_torchvision_ops()  # transformers, which PEFT imports, needs them too
-
-from peft import (  # noqa: E402
-    BOFTConfig,
-    IA3Config,
-    LoHaConfig,
-    LoKrConfig,
-    LoraConfig,
-    OFTConfig,
-    PeftConfig,
-    VeraConfig,
-    get_peft_model,
-    get_peft_model_state_dict,
-)
-from peft.tuners.tuners_utils import BaseTunerLayer  # noqa: E402
-
-from making import (  # noqa: E402
+from import_peft import peft
+from making import (
     ALPHA,
     CHANGE,
     RANK,
@@ -57,7 +40,8 @@ BLOCK = 8
 FEEDFORWARD = ["ff.net.2", "mlp.fc2", "proj_in", "conv2"]
 """Ends of the names of those layers whose inputs (IA)^3 scales, in place of their outputs."""
 
-Fill = Callable[[BaseTunerLayer, Task], None]
+PeftLayer = peft.tuners.tuners_utils.BaseTunerLayer
+Fill = Callable[[PeftLayer, Task], None]
 
 
 class _Model(nn.Module):
@@ -77,22 +61,22 @@ class _ModelWithWidest(_Model):
 
 
 def _by_peft(
-    config: PeftConfig, fill: Fill, wrap: Callable[[nn.Module], nn.Module] = _Model
+    config: peft.PeftConfig, fill: Fill, wrap: Callable[[nn.Module], nn.Module] = _Model
 ) -> Make:
     def make(task: Task) -> Made:
         own = copy.deepcopy(config)
         own.target_modules = {name for name, _ in wrap(nn.Identity()).named_children()}
-        if isinstance(own, IA3Config):
+        if isinstance(own, peft.IA3Config):
             fed = task.target.diffusers.endswith(tuple(FEEDFORWARD))
             own.feedforward_modules = {"layer"} if fed else set()
         with warnings.catch_warnings():
             # Of a missing CUDA extension, of experiments, and of the bias of a LoRA.
             warnings.simplefilter("ignore")
-            model = get_peft_model(wrap(copy.deepcopy(task.plain)), own)
+            model = peft.get_peft_model(wrap(copy.deepcopy(task.plain)), own)
             layer = model.base_model.model.layer
             with torch.no_grad():
                 fill(layer, task)
-            saved = get_peft_model_state_dict(model)
+            saved = peft.get_peft_model_state_dict(model)
         mine = "base_model.model.layer."
         return Made(
             {key.removeprefix(mine): value for key, value in saved.items() if key.startswith(mine)},
@@ -103,7 +87,7 @@ def _by_peft(
     return make
 
 
-def merged(layer: BaseTunerLayer, plain: nn.Module) -> Change:
+def merged(layer: PeftLayer, plain: nn.Module) -> Change:
     """Returns how a copy of a PEFT layer differs from the plain one, once it is merged."""
     layer = copy.deepcopy(layer)
     with torch.no_grad():
@@ -116,7 +100,7 @@ def merged(layer: BaseTunerLayer, plain: nn.Module) -> Change:
 def _scaled_by(*linear_ones: str) -> Fill:
     """Fills with random numbers, and scales the parameters named so that the change fits."""
 
-    def fill(layer: BaseTunerLayer, task: Task) -> None:
+    def fill(layer: PeftLayer, task: Task) -> None:
         found = _parameters(layer)
         for parameter in found.values():
             task.fill(parameter, 1 / math.sqrt(parameter[0].numel()))
@@ -128,7 +112,7 @@ def _scaled_by(*linear_ones: str) -> Fill:
     return fill
 
 
-def _fill_dora(layer: BaseTunerLayer, task: Task) -> None:
+def _fill_dora(layer: PeftLayer, task: Task) -> None:
     found = _parameters(layer)
     up, down = found["lora_B"], found["lora_A"]
     fan_in = down[0].numel()
@@ -138,17 +122,17 @@ def _fill_dora(layer: BaseTunerLayer, task: Task) -> None:
     task.vary(found["lora_magnitude_vector"])
 
 
-def _fill_ia3(layer: BaseTunerLayer, task: Task) -> None:
+def _fill_ia3(layer: PeftLayer, task: Task) -> None:
     (factors,) = _parameters(layer).values()
     task.vary(factors, CHANGE)
 
 
-def _fill_oft(layer: BaseTunerLayer, task: Task) -> None:
+def _fill_oft(layer: PeftLayer, task: Task) -> None:
     (vectors,) = _parameters(layer).values()
     task.fill(vectors, block_deviation(BLOCK))
 
 
-def _fill_boft(layer: BaseTunerLayer, task: Task) -> None:
+def _fill_boft(layer: PeftLayer, task: Task) -> None:
     found = _parameters(layer)
     blocks = found["boft_R"]
     # (B - B^T) / 2 has the deviation of B divided by the root of 2.
@@ -156,7 +140,7 @@ def _fill_boft(layer: BaseTunerLayer, task: Task) -> None:
     task.vary(found["boft_s"])
 
 
-def _parameters(layer: BaseTunerLayer) -> dict[str, torch.Tensor]:
+def _parameters(layer: PeftLayer) -> dict[str, torch.Tensor]:
     """Returns the trained parameters by the name of PEFT's container for them."""
     return {
         name.partition(".")[0] + (".bias" if name.endswith(".bias") else ""): parameter
@@ -165,17 +149,17 @@ def _parameters(layer: BaseTunerLayer) -> dict[str, torch.Tensor]:
     }
 
 
-def _saved_config(config: PeftConfig, layers: Iterable[Target]) -> dict[str, Any]:
+def _saved_config(config: peft.PeftConfig, layers: Iterable[Target]) -> dict[str, Any]:
     """Returns what PEFT saves of a configuration whose targets are these layers."""
     saved = config.to_dict() | {"target_modules": [target.diffusers for target in layers]}
-    if isinstance(config, IA3Config):
+    if isinstance(config, peft.IA3Config):
         saved["feedforward_modules"] = FEEDFORWARD
     # Sets and the like are saved as lists.
     return json.loads(json.dumps(saved, default=list))
 
 
 def _by_diffusers(
-    config: PeftConfig,
+    config: peft.PeftConfig,
     fill: Fill,
     selects: Callable[[Target], bool] = in_transformers_and_res_blocks,
 ) -> Method:
@@ -195,7 +179,7 @@ def _by_diffusers(
 
 
 def _by_peft_alone(
-    config: PeftConfig,
+    config: peft.PeftConfig,
     fill: Fill,
     selects: Callable[[Target], bool],
     wrap: Callable[[nn.Module], nn.Module] = _Model,
@@ -212,30 +196,32 @@ def _by_peft_alone(
 
 PEFT_METHODS: dict[str, Method] = {
     "lora_peft": _by_peft_alone(
-        LoraConfig(r=RANK, lora_alpha=ALPHA, lora_bias=True), _scaled_by("lora_B"), with_bias
+        peft.LoraConfig(r=RANK, lora_alpha=ALPHA, lora_bias=True), _scaled_by("lora_B"), with_bias
     ),
     "rslora_peft": _by_diffusers(
-        LoraConfig(r=RANK, lora_alpha=ALPHA, use_rslora=True), _scaled_by("lora_B")
+        peft.LoraConfig(r=RANK, lora_alpha=ALPHA, use_rslora=True), _scaled_by("lora_B")
     ),
-    "dora_peft": _by_diffusers(LoraConfig(r=RANK, lora_alpha=ALPHA, use_dora=True), _fill_dora),
+    "dora_peft": _by_diffusers(
+        peft.LoraConfig(r=RANK, lora_alpha=ALPHA, use_dora=True), _fill_dora
+    ),
     "loha_peft": _by_diffusers(
-        LoHaConfig(r=RANK, alpha=ALPHA, use_effective_conv2d=True), _scaled_by("hada_w1_a")
+        peft.LoHaConfig(r=RANK, alpha=ALPHA, use_effective_conv2d=True), _scaled_by("hada_w1_a")
     ),
     "lokr_peft": _by_diffusers(
-        LoKrConfig(r=RANK // 2, alpha=ALPHA, decompose_both=True, decompose_factor=16),
+        peft.LoKrConfig(r=RANK // 2, alpha=ALPHA, decompose_both=True, decompose_factor=16),
         _scaled_by("lokr_w1_b"),
     ),
-    "ia3_peft": _by_diffusers(IA3Config(), _fill_ia3),
+    "ia3_peft": _by_diffusers(peft.IA3Config(), _fill_ia3),
     "oft_peft": _by_diffusers(
-        OFTConfig(oft_block_size=BLOCK, r=0, use_cayley_neumann=True), _fill_oft
+        peft.OFTConfig(oft_block_size=BLOCK, r=0, use_cayley_neumann=True), _fill_oft
     ),
     "oft_peft_exact": _by_peft_alone(
-        OFTConfig(oft_block_size=BLOCK, r=0, use_cayley_neumann=False), _fill_oft, linear
+        peft.OFTConfig(oft_block_size=BLOCK, r=0, use_cayley_neumann=False), _fill_oft, linear
     ),
     "boft_peft": _by_diffusers(
-        *(BOFTConfig(boft_block_size=BLOCK, boft_n_butterfly_factor=1), _fill_boft, values)
+        *(peft.BOFTConfig(boft_block_size=BLOCK, boft_n_butterfly_factor=1), _fill_boft, values)
     ),
     "vera": _by_peft_alone(
-        VeraConfig(r=RANK), _scaled_by("vera_lambda_b"), linear, _ModelWithWidest
+        peft.VeraConfig(r=RANK), _scaled_by("vera_lambda_b"), linear, _ModelWithWidest
     ),
 }
