@@ -57,6 +57,7 @@ def bind(adapter_set: AdapterSet, key_map: KeyMap) -> Binding:
         for adapter in adapters:
             try:
                 dry_run(adapter, target, key_map.shapes)
+                adapter.check(target.shape(key_map.shapes[target.weight]))
             except ShapeError as error:
                 misfits.append(f"{module}: {error}")
             except FormatError as error:

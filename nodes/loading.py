@@ -83,6 +83,7 @@ class LoadAdapter(io.ComfyNode):
                         "scale",
                         options=[AS_TRAINED, AS_OTHERS],
                         default=AS_TRAINED,
+                        optional=True,  # workflows of before it in the API's form have none
                         tooltip="Some tools save files that act weaker in every loader than in "
                         "training. Where the metadata prove it, this is corrected and the report "
                         "says so; the second choice leaves it as it is elsewhere.",

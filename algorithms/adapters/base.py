@@ -194,6 +194,14 @@ class Adapter(ABC):
         del weight
         return self
 
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Checks against a weight of `shape` what only the numbers tell, once when it is bound.
+
+        Raises:
+            ShapeError: A number of this adapter points outside of the weight, or of its own tensors.
+        """
+        del shape
+
     def completed(self: A, origin: Origin, *, corrections: bool) -> Completion[A]:
         """Returns the adapter with what its file says outside of its tensors.
 

@@ -44,7 +44,7 @@ class Boft(Rotation):
     roles = (BLOCKS, RESCALE, CONSTRAINT)
 
     oft_blocks: Float[Tensor, "M N D D"]
-    rescale: Float[Tensor, "O ..."] | None = None
+    rescale: Float[Tensor, "..."] | None = None
     alpha: float | None = None
     """The constraint: times the number of outputs, it limits the norm of Q over all stages; 0 is
     free."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Generator, Tensor
 
+from ..errors import ShapeError
 from ..layers import Layer
 from ..shapes import Float
 from .base import ALPHA, Adapter, Completion, InitialConfig, Origin, Role, widened
@@ -78,7 +79,9 @@ class Deft(Adapter):
     def _factors(
         self, weight: Float[Tensor, "O ..."]
     ) -> tuple[Float[Tensor, "O R"], Float[Tensor, "R I"]]:
-        matrix_sizes(tuple(weight.shape), self.name)
+        outputs, _ = matrix_sizes(tuple(weight.shape), self.name)
+        if self.p.shape[0] != outputs:
+            raise ShapeError(f"deft_P is {list(self.p.shape)}, the weight {list(weight.shape)}")
         rows = widened(weight).flatten(1)
         p = widened(self.p).to(rows.dtype)
         out, along = (p, p.relu())

@@ -167,8 +167,13 @@ def _misfit(gain: Tensor, side: str, shape: tuple[int, ...]) -> str:
     )
 
 
-def _is_named(modules: Any, name: str) -> bool:
-    """Whether PEFT's setting names a module: a pattern, or a list of endings."""
+def _is_named(modules: Any, name: str) -> bool | None:
+    """Whether PEFT's setting names a module: a pattern, or a list of endings; None for nonsense."""
     if isinstance(modules, str):
-        return re.fullmatch(rf"(?:.*\.)?(?:{modules})", name) is not None
+        try:
+            return re.fullmatch(rf"(?:.*\.)?(?:{modules})", name) is not None
+        except re.error:  # PEFT itself fails on it, so that nobody trained with it
+            return None
+    if not isinstance(modules, list | tuple):
+        return None
     return any(name.endswith(str(ending)) for ending in modules)

@@ -7,7 +7,7 @@ from torch import Generator, Tensor
 
 from ..errors import ShapeError
 from ..layers import Layer
-from ..shapes import Float
+from ..shapes import Float, Integer
 
 
 def low_rank(
@@ -134,3 +134,14 @@ def matrix_sizes(shape: tuple[int, ...], method: str) -> tuple[int, int]:
     if len(shape) < 2 or set(shape[2:]) - {1}:
         raise ShapeError(f"{method} exists on linear layers, and the weight is {list(shape)}")
     return shape[0], shape[1]
+
+
+def require_places(places: Integer[Tensor, "..."], count: int) -> None:
+    """Checks that places lie among `count` numbers; on a GPU one outside would stop everything.
+
+    Raises:
+        ShapeError: One does not.
+    """
+    highest = int(places.max())
+    if highest >= count:
+        raise ShapeError(f"its numbers stand at places up to {highest}, but there are {count}")

@@ -63,7 +63,7 @@ class DiagOft(Rotation):
     roles = (BLOCKS, RESCALE, CONSTRAINT)
 
     oft_blocks: Float[Tensor, "N D D"]
-    rescale: Float[Tensor, "O ..."] | None = None
+    rescale: Float[Tensor, "..."] | None = None
     alpha: float | None = None
     """The constraint: it limits the norm of Q over all blocks together."""
     maker: Literal["lycoris", "kohya", "comfyui"] = "lycoris"

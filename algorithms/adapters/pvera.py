@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from ..errors import FormatError
+from ..errors import FormatError, ShapeError
 from ..layers import Layer
 from ..shapes import Float
 from .base import Adapter, Completion, InitialConfig, Origin, Role, widened
@@ -80,6 +80,16 @@ class Pvera(Adapter):
         assert self.a is not None, "completed refuses it"
         assert self.b is not None, "completed refuses it"
         outputs, inputs = matrix_sizes(shape, self.name)
+        if (
+            self.b.shape[0] < outputs
+            or self.a.shape[1] < inputs
+            or len(self.lambda_b) != outputs
+            or self.b.shape[1] != self.rank
+        ):
+            raise ShapeError(
+                f"the matrices of all layers are {list(self.b.shape)} and {list(self.a.shape)}, "
+                f"the vectors {len(self.lambda_b)} and {len(self.lambda_d)}, the weight {list(shape)}"
+            )
         up = widened(self.b[:outputs]) * widened(self.lambda_b)[:, None]
         mean = widened(self.a[: self.rank, :inputs])
         return up, mean * widened(self.lambda_d[: self.rank])[:, None]

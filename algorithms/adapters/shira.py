@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from ..errors import ShapeError
 from ..layers import Layer
 from ..shapes import Float, Integer
 from .base import Adapter, InitialConfig, Role, widened
-from .linalg import matrix_sizes
+from .linalg import matrix_sizes, require_places
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,10 +35,19 @@ class Shira(Adapter):
     def delta_weight(self, weight: Float[Tensor, "O ..."]) -> Float[Tensor, "O ..."]:
         """Returns the numbers at their places among zeros; only the shape of `weight` is read."""
         sizes = matrix_sizes(tuple(weight.shape), self.name)
+        if self.indices.shape[0] != 2:
+            raise ShapeError(
+                f"its places are {list(self.indices.shape)} and not a row and a column"
+            )
         values, places = widened(self.values), self.indices.long()
         change = values.new_zeros(sizes)
         change = change.index_put((places[0], places[1]), values, accumulate=True)
         return change.reshape(weight.shape)
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Checks that every place lies in a weight of `shape`."""
+        for places, size in zip(self.indices, matrix_sizes(shape, self.name), strict=True):
+            require_places(places, size)
 
     @classmethod
     def initial(cls, layer: Layer, config: InitialConfig, generator: Generator) -> "Shira":

@@ -8,6 +8,7 @@ On disk: PEFT's `supertuning_values`, `supertuning_indices` (counted row by row)
 A file without its places is refused: they follow from the base weight of the training.
 """
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,7 +18,7 @@ from ..errors import FormatError
 from ..layers import Layer
 from ..shapes import Float, Integer
 from .base import ALPHA, Adapter, Completion, InitialConfig, Origin, Role, scale_of, widened
-from .linalg import low_rank, matrix_sizes
+from .linalg import low_rank, matrix_sizes, require_places
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +88,11 @@ class SuperTuning(Adapter):
         if self.down is not None and not alpha:
             return Completion(self, assumed="scale 1")
         return Completion(replace(self, alpha=alpha))
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Checks that every place lies in a weight of `shape`."""
+        assert self.indices is not None, "completed refuses it"
+        require_places(self.indices, math.prod(shape))
 
     @classmethod
     def initial(cls, layer: Layer, config: InitialConfig, generator: Generator) -> "SuperTuning":

@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 from ..layers import Layer
 from ..shapes import Float, Integer
 from .base import Adapter, InitialConfig, Role, widened
-from .linalg import low_rank, matrix_sizes
+from .linalg import low_rank, matrix_sizes, require_places
 from .lora import Lora
 
 
@@ -53,6 +53,12 @@ class UniLora(Adapter):
         """Returns the LoRA that it is."""
         del weight
         return Lora(*self._factors)
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Checks that every place lies in the shared vector."""
+        del shape
+        for places in (self.indices_a, self.indices_b):
+            require_places(places, self.theta.numel())
 
     @classmethod
     def initial(cls, layer: Layer, config: InitialConfig, generator: Generator) -> "UniLora":

@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Generator, Tensor
 
+from ..errors import ShapeError
 from ..layers import Layer
 from ..shapes import Float, Integer
 from .base import Adapter, Completion, InitialConfig, Origin, Role, widened
-from .linalg import low_rank, matrix_sizes
+from .linalg import low_rank, matrix_sizes, require_places
 from .lora import Lora
 
 BANK = Role("bank", (".vblora_vector_bank", ".vblora_vector_bank.*"), common=True)
@@ -49,6 +50,8 @@ class VbLora(Adapter):
     def delta_weight(self, weight: Float[Tensor, "O ..."]) -> Float[Tensor, "O ..."]:
         """Returns the product in the shape of `weight`; only its shape is read."""
         matrix_sizes(tuple(weight.shape), self.name)
+        if self.topk > self.bank.shape[0]:
+            raise ShapeError(f"it mixes {self.topk} vectors of a bank of {self.bank.shape[0]}")
         return low_rank(*self._factors, tuple(weight.shape))
 
     def prepared(self, weight: Float[Tensor, "O ..."]) -> Lora:
@@ -117,6 +120,12 @@ class VbLoraTopk(Adapter):
         """Returns the LoRA that it is."""
         del weight
         return Lora(*self._factors)
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Checks that every vector that is chosen stands in the bank."""
+        del shape
+        for places in (self.indices_a, self.indices_b):
+            require_places(places, self.bank.shape[0])
 
     @classmethod
     def initial(cls, layer: Layer, config: InitialConfig, generator: Generator) -> "VbLoraTopk":

@@ -482,7 +482,7 @@ def _values(
             if role.required and values[role.field] is None:
                 _finite(tensors[key], key, where)
         elif role.sizes:
-            values[role.field] = _sizes(tensors[key])
+            values[role.field] = _sizes(tensors[key], key, where)
         else:
             _require_numbers(tensors[key], key, role, where)
             values[role.field] = _finite(tensors[key], key, where)
@@ -527,7 +527,7 @@ def _require_numbers(tensor: Tensor, key: str, role: Role, where: str) -> None:
             "The file is damaged; download or save it again."
         )
     if role.whole:
-        fits = not (tensor.is_floating_point() or tensor.is_complex())
+        fits = not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
     else:
         fits = tensor.dtype in FLOATS
     if not fits:
@@ -542,15 +542,22 @@ def _spelled(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _sizes(tensor: Tensor) -> tuple[int, ...] | None:
+def _sizes(tensor: Tensor, key: str, where: str) -> tuple[int, ...] | None:
     """Returns the numbers of a tensor that holds sizes; None where only the header was read."""
-    return None if tensor.is_meta else tuple(int(size) for size in tensor.flatten().tolist())
+    if tensor.is_meta:
+        return None
+    sizes = [] if tensor.is_complex() else tensor.double().flatten().tolist()
+    if not sizes or any(size < 1 or not size.is_integer() for size in sizes):
+        raise ShapeError(f"{where}: {key} should hold sizes of a weight and does not.")
+    return tuple(int(size) for size in sizes)
 
 
 def _finite(tensor: Tensor, key: str, where: str) -> Tensor:
     """Returns the tensor if all its numbers are finite."""
     if tensor.is_meta:
         return tensor
+    if not tensor.is_floating_point() and bool((tensor < 0).any()):
+        raise FormatError(f"{where}: {key} holds places below 0. Download or save it again.")
     numbers = (
         tensor if tensor.dtype.itemsize > 1 or not tensor.is_floating_point() else tensor.float()
     )

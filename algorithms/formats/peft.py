@@ -72,7 +72,7 @@ PEFT_TYPES: dict[str, PeftType] = {
     "FROD": PeftType(
         "FRoD",
         r"\bfrod_",
-        "its rotations are a joint decomposition of all base weights, which the file does not keep",
+        "it rebuilds layers from a joint decomposition of the base weights, which is not done here",
     ),
     "ADAMSS": PeftType(
         "AdaMSS",

@@ -77,13 +77,16 @@ class AdapterPatch(WeightAdapterBase):
             for item in layout.with_tensors(self.weights, weight.device)
         ]
         changes = list(zip(placed, layout.of_bias, strict=True))
-        result = merged_weight(weight, [item for item, of_bias in changes if not of_bias])
-        biases = [item for item, of_bias in changes if of_bias]
-        if not biases:
-            return result
-        bias = merged_bias(result, result.shape[0], biases)
-        assert bias is not None, "the bias of a layer that has one"
-        return bias
+        itself = [item for item, of_bias in changes if not of_bias]
+        beside = [item for item, of_bias in changes if of_bias]
+        if not beside:
+            return merged_weight(weight, itself)
+        shifted = merged_bias(weight, weight.shape[0], beside)
+        assert shifted is not None, "the bias of a layer that has one"
+        if not itself:
+            return shifted
+        # Both from the base: what scales a bias does not scale another adapter's change of it.
+        return merged_weight(weight, itself) + shifted - weight
 
 
 def add_patches(patcher: ModelPatcher, bound: Sequence[Bound], strength: float) -> list[str]:

@@ -1,9 +1,12 @@
 """Binding: adapters on the weights of a model, misfits, and names without a home."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
+from anyadapter.algorithms.adapters.diff import Diff
 from anyadapter.algorithms.binding import bind, causes, require_match
 from anyadapter.algorithms.errors import NoMatchError, ShapeError
 from anyadapter.algorithms.formats.parse import AdapterSet, parse_tensors
@@ -51,10 +54,19 @@ def test_a_misfit_names_layer_shapes_and_both_families() -> None:
     assert "made for SD 2.x; the model is SD 1.x" in message
 
 
+class Careless(Diff):
+    """A method that multiplies without asking for the shape first."""
+
+    def delta_weight(self, weight: Tensor) -> Tensor:
+        assert self.diff is not None
+        return self.diff @ weight
+
+
 def test_a_misfit_that_only_torch_notices_is_a_misfit_too() -> None:
-    file = {"lora_unet_attn2_to_k.deft_P": torch.ones(9, 3)}
-    with pytest.raises(ShapeError, match=r"does not fit a weight \[8, 768\]: .*\[3, 9\]"):
-        bind(parsed(file), KEY_MAP)
+    file = parsed(lora("lora_unet_attn2_to_k", 8, 768))
+    careless = replace(file, adapters={"lora_unet_attn2_to_k": (Careless(torch.ones(9, 3)),)})
+    with pytest.raises(ShapeError, match=r"does not fit a weight \[8, 768\]"):
+        bind(careless, KEY_MAP)
 
 
 def test_a_layer_that_does_not_fit_a_model_of_the_same_family_is_left_out_and_named() -> None:
@@ -69,6 +81,42 @@ def test_a_layer_that_does_not_fit_a_model_of_the_same_family_is_left_out_and_na
 def test_a_bias_that_does_not_fit_is_a_misfit() -> None:
     with pytest.raises(ShapeError, match="its bias has 5 numbers, the layer 8 outputs"):
         bind(parsed({"lora_unet_attn2_to_k.diff_b": torch.ones(5)}), KEY_MAP)
+
+
+OUTSIDE = {
+    "SHiRA": {"shira_weight": torch.ones(2), "shira_indices": torch.tensor([[7, 8], [0, 1]])},
+    "SuperTuning": {
+        "supertuning_values": torch.ones(2),
+        "supertuning_indices": torch.tensor([0, 8 * 768]),
+    },
+    "Uni-LoRA": {
+        "unilora_indices_A": torch.full((2, 768), 5),
+        "unilora_indices_B": torch.zeros(8, 2).long(),
+        "unilora_scales_A": torch.ones(2, 768),
+        "unilora_scales_B": torch.ones(8, 2),
+        "unilora_theta_d": torch.ones(5),
+    },
+    "VB-LoRA": {
+        "vblora_logits_A_topk_indices": torch.full((2, 192, 2), 3),
+        "vblora_logits_A_topk_weights": torch.ones(2, 192, 1),
+        "vblora_logits_B_topk_indices": torch.zeros(2, 2, 2).long(),
+        "vblora_logits_B_topk_weights": torch.ones(2, 2, 1),
+        "vblora_vector_bank": torch.ones(3, 4),
+    },
+    "VB-LoRA of more vectors than there are": {
+        "vblora_logits_A": torch.ones(2, 192, 1),
+        "vblora_logits_B": torch.ones(2, 2, 1),
+        "vblora_vector_bank": torch.ones(1, 4),
+    },
+}
+
+
+@pytest.mark.parametrize("method", OUTSIDE)
+def test_a_place_outside_of_what_it_points_into_is_a_misfit(method: str) -> None:
+    # PyTorch ends with an IndexError there, and on a GPU with one that stops everything after it.
+    tensors = {f"lora_unet_attn2_to_k.{key}": tensor for key, tensor in OUTSIDE[method].items()}
+    with pytest.raises(ShapeError, match=r"its numbers stand at places up to|it mixes 2 vectors"):
+        bind(parsed(tensors), KEY_MAP)
 
 
 @pytest.mark.parametrize("shape", [(8, 5), (8,), (8, 768, 3, 3)])

@@ -36,7 +36,7 @@ OTHER_AT_OTHER_STRENGTHS = {
 """File -> why the tool is followed at strength 1 only; elsewhere the rule of strength holds."""
 
 REFUSED = {
-    "peft/frod": ("FRoD", "its rotations are a joint decomposition of all base weights"),
+    "peft/frod": ("FRoD", "it rebuilds layers from a joint decomposition of the base weights"),
     "peft/glora_bias_of_weight": ("GLoRA", "its part C makes a bias out of the weight"),
     "peft/psoft": ("PSOFT", "it turns singular vectors whose signs the file does not keep"),
     "peft/tinylora": ("TinyLoRA", "its vectors belong to layers by their order in the trainer"),

@@ -60,9 +60,12 @@ def test_the_configuration_tells_the_side_of_a_square_convolution(
     assert shift is None if inputs else torch.equal(shift, bias * gain)
 
 
-def test_a_square_convolution_without_a_configuration_is_refused() -> None:
+@pytest.mark.parametrize("config", [{}, {"feedforward_modules": "("}, {"feedforward_modules": 3}])
+def test_a_square_convolution_whose_side_nothing_tells_is_refused(
+    config: dict[str, object],
+) -> None:
     with pytest.raises(UndecidedError, match="Only `feedforward_modules` in PEFT's adapter_config"):
-        square().delta_weight(torch.rand(6, 6, 3, 3))
+        square(**config).delta_weight(torch.rand(6, 6, 3, 3))
 
 
 def test_the_axes_tell_the_side_of_a_square_linear_layer() -> None:

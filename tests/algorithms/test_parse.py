@@ -362,3 +362,36 @@ def test_dora_magnitudes_in_two_spellings_are_refused() -> None:
 def test_patterns_that_mean_nothing_are_passed_over(options: dict[str, object]) -> None:
     parsed = parse(peft_tensors(), **peft(r=4, lora_alpha=2, **options))
     assert scale_of(parsed.as_trained()) == 0.5
+
+
+def test_a_required_number_that_is_nan_is_refused() -> None:
+    tensors = {"x.weight": torch.ones(3), "x.on_input": torch.tensor(float("nan"))}
+    with pytest.raises(NonFiniteError, match=r"x: x\.on_input contains NaN or infinity"):
+        parse(tensors)
+
+
+def test_positions_that_are_no_whole_numbers_are_refused() -> None:
+    tensors = {"x.shira_weight": torch.ones(3), "x.shira_indices": torch.ones(2, 3).half()}
+    with pytest.raises(FormatError, match=r"x\.shira_indices is float16, but indices is made of"):
+        parse(tensors)
+
+
+@pytest.mark.parametrize("size", [float("nan"), float("inf"), 0.0, 2.5])
+def test_sizes_that_are_none_are_refused(size: float) -> None:
+    with pytest.raises(ShapeError, match=r"x\.reshape_weight should hold sizes"):
+        parse(lora() | {"x.reshape_weight": torch.tensor([size, 5.0])})
+
+
+def test_factors_of_unequal_precision_are_computed_in_the_better_one() -> None:
+    tensors = lora()
+    tensors["x.lora_up.weight"] = tensors["x.lora_up.weight"].double()
+    (adapter,) = parse(tensors).adapters["x"]
+    change = adapter.delta_weight(torch.zeros(3, 5))
+    assert change is not None
+    assert change.dtype == torch.float64
+
+
+def test_places_below_0_are_refused() -> None:
+    tensors = {"x.shira_weight": torch.ones(3), "x.shira_indices": torch.tensor([[0, 1, -1]] * 2)}
+    with pytest.raises(FormatError, match=r"x\.shira_indices holds places below 0"):
+        parse(tensors)

@@ -45,7 +45,7 @@ class Case:
 CASES = [
     Case("locon", "locon", (*PRODUCTS, "grouped")),
     Case("locon_half", "locon", dtype=torch.float16),
-    Case("locon_scalar", "locon", options={"use_scalar": True}),
+    Case("locon_scalar", "locon", std=0.8, options={"use_scalar": True}),
     Case("locon_rs", "locon", options={"rs_lora": True}),
     Case(
         "locon_tucker",

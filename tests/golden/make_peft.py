@@ -111,6 +111,7 @@ CASES = [
         peft.LoKrConfig,
         {"r": 8, "alpha": 3},
         ("linear", "conv", "point"),
+        0.8,
         scales=True,
     ),
     Case(
@@ -220,7 +221,7 @@ CASES = [
         std=0.6,
     ),
     Case("waveft", peft.WaveFTConfig, {"n_frequency": 40, "scaling": 5.0}),
-    Case("c3a", peft.C3AConfig, {"block_size": 2}, std=0.2),
+    Case("c3a", peft.C3AConfig, {"block_size": 2}, std=1.0),
     Case("shira", peft.ShiraConfig, {"r": 2, "random_seed": 3}),
     Case("road_1", peft.RoadConfig, {"variant": "road_1", "group_size": 2}),
     Case("road_2", peft.RoadConfig, {"variant": "road_2", "group_size": 2}),

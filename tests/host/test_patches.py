@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from anyadapter.algorithms.adapters import Adapter
 from anyadapter.algorithms.adapters.diff import Diff
+from anyadapter.algorithms.adapters.ia3 import Ia3Peft
 from anyadapter.algorithms.adapters.lora import Lora
 from anyadapter.algorithms.adapters.norm import Norm
 from anyadapter.algorithms.binding import Bound
@@ -172,6 +173,17 @@ def test_a_bias_that_is_named_itself_sums_with_one_beside_its_weight(
     torch.testing.assert_close(together, before + 11)
     chained = patched(patched(base, items[:1], 1.0), items[1:], 1.0)
     torch.testing.assert_close(loaded(chained)["linear.bias"], before + 11)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_bias_that_is_scaled_and_named_itself_changes_from_the_base(
+    base: ModelPatcher, order: int
+) -> None:
+    before = loaded(base)["linear.bias"]
+    scaled = bound("linear.weight", Ia3Peft(torch.full((8, 1), 3.0)))
+    itself = bound("linear.bias", Diff(torch.full((8,), 10.0)))
+    together = loaded(patched(base, [scaled, itself][::order], 1.0))["linear.bias"]
+    torch.testing.assert_close(together, 3 * before + 10)
 
 
 @pytest.mark.parametrize("key", ["linear.weight", "linear.bias"])

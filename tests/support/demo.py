@@ -1,5 +1,6 @@
 """Draws pictures with adapters of several methods in a real ComfyUI, on one labelled sheet."""
 
+import math
 import os
 import textwrap
 import time
@@ -13,17 +14,23 @@ from torch import Tensor
 
 from base_directory import CHECKPOINT_NAME, HOST_BASE, make_base_directory, make_example_adapters
 from comfy_server import ComfyServer
+from made_adapters import file_name
 from small_world import LATENT_REACH
 from workflows import node, read_latent, saved_file, text_to_image
 
 SHEET = HOST_BASE.with_name("demo.png")
 PICTURE_PX = 256
+SHOWN_PX = 128
+"""Two screen pixels for each of the latent, so that all methods fit on one sheet."""
 PICTURE_LATENT = PICTURE_PX // 8
+STEPS = 4
 DENOISE = 0.7
 """Weights that were never trained cannot draw, but they can colour what is drawn."""
 LIGHTHOUSE = "lighthouse.png"
-LABEL_PX = 300
-GAP_PX = 16
+LABEL_PX = 270
+GAP_PX = 10
+HALVES = 2
+"""How many methods stand side by side."""
 HEADING_PX = 96
 EFFECT_AMPLIFIED = 16
 ERROR_AMPLIFIED = 100_000
@@ -31,9 +38,12 @@ COLUMNS = (
     "base",
     "strength 0.5",
     "strength 1.0",
-    f"|strength 1.0 - base| x {EFFECT_AMPLIFIED}",
-    f"|hook - patch| x {ERROR_AMPLIFIED}",
+    f"|1.0 - base| x {EFFECT_AMPLIFIED}",
+    f"|hook - patch| x {ERROR_AMPLIFIED // 1000}k",
 )
+
+HALF_PX = LABEL_PX + len(COLUMNS) * (SHOWN_PX + GAP_PX) + 2 * GAP_PX
+LABEL_LINES = 7
 
 Loader = dict[str, Any]
 
@@ -91,7 +101,7 @@ def loader(method: str, strength: float, mode: str = "hook") -> Loader:
 
 def draw(server: ComfyServer, *loaders: Loader) -> Drawn:
     """Runs checkpoint, Load Adapter, KSampler, VAE Decode and Save Image on the lighthouse."""
-    prompt = text_to_image(CHECKPOINT_NAME, loaders, save_prefix="demo")
+    prompt = text_to_image(CHECKPOINT_NAME, loaders, save_prefix="demo", steps=STEPS)
     prompt["lighthouse"] = node("LoadImage", image=LIGHTHOUSE)
     prompt["encode"] = node("VAEEncode", pixels=["lighthouse", 0], vae=["checkpoint", 2])
     prompt["sampler"]["inputs"] |= {"latent_image": ["encode", 0], "denoise": DENOISE}
@@ -127,41 +137,47 @@ def picture_of(difference: Tensor, amplified: float) -> Image.Image:
 
 
 class Sheet:
-    """A table of pictures: a label for each row, a title for each column."""
+    """A table of pictures: a label for each method, a title for each column."""
 
     def __init__(self, rows: int) -> None:
-        width = LABEL_PX + len(COLUMNS) * (PICTURE_PX + GAP_PX)
-        height = HEADING_PX + rows * (PICTURE_PX + GAP_PX)
+        self._rows_in_half = math.ceil(rows / HALVES)
+        width = HALVES * HALF_PX + GAP_PX
+        height = HEADING_PX + self._rows_in_half * (SHOWN_PX + GAP_PX)
         self.image = Image.new("RGB", (width, height), "white")
         self._pen = ImageDraw.Draw(self.image)
         title = "Any Adapter: one small checkpoint, one seed, one adapter in each row"
         self._pen.text((GAP_PX, GAP_PX), title, "black", ImageFont.load_default(26))
-        for column, text in enumerate(COLUMNS):
-            left, _ = self._corner(0, column)
-            self._pen.text((left, HEADING_PX - 26), text, "black", ImageFont.load_default(17))
+        for half in range(min(HALVES, rows)):
+            for column, text in enumerate(COLUMNS):
+                left, _ = self._corner(half * self._rows_in_half, column)
+                self._pen.text((left, HEADING_PX - 22), text, "black", ImageFont.load_default(13))
 
     def paste(self, row: int, column: int, picture: Image.Image) -> None:
-        """Puts a picture into its place, in whole enlarged pixels."""
-        size = (PICTURE_PX, PICTURE_PX)
+        """Puts a picture into its place, in whole pixels of the latent."""
+        size = (SHOWN_PX, SHOWN_PX)
         self.image.paste(picture.resize(size, Image.Resampling.NEAREST), self._corner(row, column))
 
     def write_label(self, row: int, name: str, report: str) -> None:
         """Writes the file's name and what the node says of it, at the left of a row."""
-        top = self._corner(row, 0)[1]
-        self._pen.text((GAP_PX, top), name, "black", ImageFont.load_default(17))
-        lines = [part for line in report.splitlines() for part in textwrap.wrap(line, 42)]
-        self._pen.text((GAP_PX, top + 28), "\n".join(lines), "#444", ImageFont.load_default(13))
+        left, top = self._corner(row, 0)
+        left -= LABEL_PX
+        self._pen.text((left, top), name, "black", ImageFont.load_default(15))
+        lines = [part for line in report.splitlines() for part in textwrap.wrap(line, 46)]
+        shown = lines if len(lines) <= LABEL_LINES else [*lines[: LABEL_LINES - 1], "..."]
+        self._pen.text((left, top + 22), "\n".join(shown), "#444", ImageFont.load_default(11))
 
     def write_number(self, row: int, column: int, text: str) -> None:
         """Writes over the lower edge of a picture."""
         left, top = self._corner(row, column)
-        edge = top + PICTURE_PX
-        self._pen.rectangle((left, edge - 22, left + PICTURE_PX - 1, edge - 1), "white", "#888")
-        self._pen.text((left + 5, edge - 19), text, "black", ImageFont.load_default(12))
+        edge = top + SHOWN_PX
+        self._pen.rectangle((left, edge - 18, left + SHOWN_PX - 1, edge - 1), "white", "#888")
+        self._pen.text((left + 4, edge - 16), text, "black", ImageFont.load_default(11))
 
     def _corner(self, row: int, column: int) -> tuple[int, int]:
-        step = PICTURE_PX + GAP_PX
-        return LABEL_PX + column * step, HEADING_PX + row * step
+        half, row = divmod(row, self._rows_in_half)
+        step = SHOWN_PX + GAP_PX
+        left = GAP_PX + half * HALF_PX + LABEL_PX + column * step
+        return left, HEADING_PX + row * step
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ colours.
 VAE_SCALE = 0.0001
 """TAESD's decoder begins with 3 tanh(x / 3): this scale keeps a latent in its linear part."""
 
-BIAS = 0.1
+BIAS = 0.04
 """Deviation of all biases: an adapter that wrongly scales or turns them shows."""
 
 LayerKind = Literal["linear", "conv", "layer_norm", "group_norm"]

@@ -19,7 +19,7 @@ def text_to_latent(
     prompt: str = "a lighthouse",
     negative: str = "",
     seed: int = 1,
-    steps: int = 4,
+    steps: int = 2,
     size_px: int = 64,
     batch: int = 1,
     save_prefix: str = "latent",
