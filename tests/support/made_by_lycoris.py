@@ -5,6 +5,7 @@ The effect of a layer is the weight that the *forward* of its module hands to it
 """
 
 import json
+import logging
 import math
 from collections.abc import Callable
 from functools import partial
@@ -46,6 +47,9 @@ from making import (
     probe,
     values,
 )
+
+# It tells the sizes of every layer that it makes.
+logging.getLogger("LyCORIS").setLevel(logging.WARNING)
 
 DYLORA_BLOCK = 2
 OFT_BLOCK = 8
