@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ...algorithms.formats.embeddings import Embeddings
 
-Find = Callable[[str], tuple[Tensor | None, str]]
-"""The host's look-up: the text after `embedding:` -> vectors, and the text that is left."""
+Find = Callable[[str], tuple[Any, ...]]
+"""The host's look-up: the text after `embedding:` -> vectors or None, ..., the text that is left."""
 
 
 def offer(clip: CLIP, embeddings: Embeddings) -> tuple[CLIP, list[str], list[str]]:
@@ -59,13 +59,16 @@ class _Lookup:
         self._vectors = vectors
         self._otherwise = otherwise
 
-    def __call__(self, embedding_name: str) -> tuple[Tensor | None, str]:
-        """Returns the vectors of the first word, and the rest of the text, as the host does."""
-        word, *rest = embedding_name.split(maxsplit=1) or [""]
-        known = word if word in self._vectors else word.rstrip(",")
-        if known not in self._vectors:
-            return self._otherwise(embedding_name)
-        return self._vectors[known], " ".join([word[len(known) :], *rest]).strip()
+    def __call__(self, embedding_name: str) -> tuple[Any, ...]:
+        """Returns the vectors of the first word and what else the host returns.
+
+        That is the text behind it, and in ComfyUI 0.28 the cleaned word before that.
+        """
+        answer = self._otherwise(embedding_name)
+        _, *cleaned, leftover = answer
+        word: str = cleaned[0] if cleaned else embedding_name.split()[0]
+        vectors = self._vectors.get(word, self._vectors.get(word.strip(",")))
+        return answer if vectors is None else (vectors, *cleaned, leftover)
 
 
 def _looks_up(part: Any) -> bool:

@@ -99,15 +99,19 @@ def weights(patcher: ModelPatcher) -> dict[str, Tensor]:
     return {key: tensor.clone() for key, tensor in patcher.model.state_dict().items()}
 
 
-def key_map(model: nn.Module) -> KeyMap:
-    shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+def key_names() -> dict[str, str]:
+    """The names after the translation, whose word for the norm differs between versions."""
     norm = "diffusion_model.single_blocks.0.norm.key_norm"
-    names = {
+    return {
         "diffusion_model.img_in": "img_in.weight",
         f"{norm}.scale": "key_norm.scale",
         norm: "key_norm.scale",
     }
-    return KeyMap(((name, Target(key)) for name, key in names.items()), shapes)
+
+
+def key_map(model: nn.Module) -> KeyMap:
+    shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    return KeyMap(((name, Target(key)) for name, key in key_names().items()), shapes)
 
 
 @pytest.mark.parametrize("mode", ["hook", "patch"])
@@ -115,10 +119,7 @@ def test_a_control_lora_gives_the_weights_of_the_host(load, mode: Mode) -> None:
     base = ModelPatcher(Model(), CPU, CPU)
     before = weights(base)
     host = base.clone()
-    names = {
-        "diffusion_model.img_in": "img_in.weight",
-        "diffusion_model.single_blocks.0.norm.key_norm.scale": "key_norm.scale",
-    }
+    names = key_names()
     patches = comfy.lora.load_lora(comfy.lora_convert.convert_lora(dict(CONTROL)), names)
     host.add_patches(patches, 1.0)
     expected = weights(host)

@@ -15,7 +15,7 @@ from anyadapter.nodes.host.embeddings import offer
 class Patcher:
     """Stands for the model patcher, which a clone of CLIP clones: not looked at here."""
 
-    def clone(self) -> "Patcher":
+    def clone(self, **_: object) -> "Patcher":
         return self
 
 

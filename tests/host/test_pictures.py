@@ -125,6 +125,17 @@ def test_a_rank_keeps_the_first_rows_of_a_dylora(pictures: Pictures, applied: Ap
     assert pictures.error(pictures.loaded(mode, applied), applied) < TOLERANCE
 
 
+@pytest.mark.parametrize("method", ["dylora_lycoris", "glora_stabilised"])
+def test_the_scale_of_other_loaders_is_theirs(pictures: Pictures, method: str):
+    applied = Applied(method)
+    prompt = pictures.prompt([applied], ["hook"])
+    prompt["adapter_1"]["inputs"]["scale"] = "as other loaders do"
+    theirs = pictures.by_host(applied)
+    error = (pictures.latent(prompt) - theirs).norm() / (theirs - pictures.plain).norm()
+    assert error < TOLERANCE
+    assert pictures.error(theirs, applied) > 0.3
+
+
 @each_mode
 def test_a_rank_beyond_that_of_the_file_keeps_all_of_it(pictures: Pictures, mode: Mode):
     latent = pictures.loaded(mode, Applied("dylora_kohya", rank=64))
