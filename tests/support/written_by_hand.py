@@ -58,7 +58,7 @@ def _oft_of_kohya(task: Task) -> Made:
         limit = constraint.double() * outputs
         skew = skew * (torch.minimum(length, limit) + 1e-8) / (length + 1e-8)
         one = torch.eye(size, dtype=torch.float64)
-        rotation = (one + skew) @ torch.linalg.inv(one - skew)
+        rotation = torch.linalg.solve(one - skew, one + skew)
         rows = task.plain.weight.double().unflatten(0, (KOHYA_BLOCKS, size))
         turned = torch.einsum("knm,kn...->km...", rotation, rows).flatten(0, 1)
         return _between(task.plain, turned)
