@@ -71,6 +71,8 @@ class Ia3Peft(Adapter):
     factor: Float[Tensor, "..."]
     feedforward: bool | None = None
     """Whether the inputs are scaled, where the shapes do not tell."""
+    gain: Float[Tensor, "..."] | None = None
+    """`factor` - 1, which a low dtype could not tell from the rounding of a factor near 1."""
 
     def side(self, shape: tuple[int, ...]) -> Side:
         """Returns which channels of a weight of `shape` are scaled.
@@ -120,7 +122,13 @@ class Ia3Peft(Adapter):
         self, x: Float[Tensor, "B ..."], y: Float[Tensor, "B ..."], layer: Layer
     ) -> Float[Tensor, "..."]:
         """Returns the scaled output with its bias, or the layer on the scaled input."""
-        return _output(self.factor - 1, self.side(layer.weight_shape), x, y, layer)
+        gain = self.factor - 1 if self.gain is None else self.gain
+        return _output(gain, self.side(layer.weight_shape), x, y, layer)
+
+    def prepared(self, weight: Float[Tensor, "O ..."]) -> "Ia3Peft":
+        """Returns the adapter with its factors less 1."""
+        del weight
+        return replace(self, gain=widened(self.factor) - 1)
 
     def completed(self, origin: Origin, *, corrections: bool) -> "Completion[Ia3Peft]":
         """Returns the adapter with the side that `feedforward_modules` of the config gives it."""

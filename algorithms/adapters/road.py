@@ -41,6 +41,13 @@ class Road(Adapter):
     """What PEFT calls alpha."""
     group: int = DEFAULT_GROUP
     """Outputs in a group, whose halves are paired."""
+    turn: Float[Tensor, "two O"] | None = None
+    """What stands before an output, less 1, and before its partner; made by `prepared`."""
+
+    def prepared(self, weight: Float[Tensor, "O ..."]) -> "Road":
+        """Returns the adapter with its turn, less 1: a low dtype rounds lengths near 1 to it."""
+        first, second = self._columns(weight.shape[0])
+        return replace(self, turn=torch.stack([first - 1, second]))
 
     def delta_weight(self, weight: Float[Tensor, "O ..."]) -> Float[Tensor, "O ..."]:
         """Returns the change of the rows of `weight`."""
@@ -74,11 +81,15 @@ class Road(Adapter):
         return cls(torch.zeros(outputs // 2), torch.ones(outputs // 2), group=2)
 
     def _change(self, y: Float[Tensor, "... O"]) -> Float[Tensor, "... O"]:
-        first, second = self._columns(y.shape[-1])
-        first, second = first.to(y.dtype), second.to(y.dtype)
+        if self.turn is None:
+            first, second = self._columns(y.shape[-1])
+            growth = first - 1
+        else:
+            growth, second = self.turn
+        growth, second = growth.to(y.dtype), second.to(y.dtype)
         upper, lower = y.reshape(*y.shape[:-1], -1, 2, self.group // 2).unbind(-2)
         partner = torch.stack([-lower, upper], -2).reshape(y.shape)
-        return y * (first - 1) + partner * second
+        return y * growth + partner * second
 
     def _columns(self, outputs: int) -> tuple[Float[Tensor, " O"], Float[Tensor, " O"]]:
         """Returns what stands before an output and before its partner.

@@ -10,8 +10,9 @@ from typing import Any
 
 import comfy.ops
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ...algorithms.errors import UnsupportedLayerError
 from ...algorithms.layers import Layer
 
 
@@ -63,12 +64,29 @@ def _convolution(module: Any) -> Layer | None:
 
 
 def _weight(module: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Returns the weight as the module's own `forward` sees it: cast, dequantised, patched."""
-    if hasattr(module, "weight_function"):
+    """Returns the weight as the module's own `forward` sees it: cast, dequantised, patched.
+
+    Raises:
+        UnsupportedLayerError: What the module gives are not the numbers of its weight.
+    """
+    if hasattr(module, "cast_bias_weight"):  # layers of GGUF files bring their own
+        weight = module.cast_bias_weight(dtype=dtype, device=device)[0]
+    elif hasattr(module, "weight_function"):
         weight, _ = comfy.ops.cast_bias_weight(module, dtype=dtype, device=device, bias_dtype=dtype)
     else:
         weight = module.weight
-    weight = weight.dequantize() if hasattr(weight, "dequantize") else weight
+    if type(weight) not in (Tensor, nn.Parameter) and hasattr(weight, "dequantize"):
+        weight = weight.dequantize()
+    if hasattr(module, "convert_weight"):  # fp8 with a scale, which only `forward` applies
+        weight = module.convert_weight(weight)
+    layer = _layer(module)
+    assert layer is not None, "whoever asks for the weight has the layer"
+    if tuple(weight.shape) != layer.weight_shape or not weight.is_floating_point():
+        raise UnsupportedLayerError(
+            f"A layer gives its weight as {list(weight.shape)} of {weight.dtype}, and is "
+            f"{list(layer.weight_shape)}: it is quantised in a way that is unknown here, and this "
+            "method needs its numbers. Load the model in an unquantised form."
+        )
     return weight.detach().to(device, dtype)
 
 

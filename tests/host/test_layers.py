@@ -1,5 +1,6 @@
 """Which modules of the host can be hooked, and as what."""
 
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import comfy.ops
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from anyadapter.algorithms.errors import UnsupportedLayerError
 from anyadapter.algorithms.layers import Layer
 from anyadapter.nodes.host.layers import layer_of
 
@@ -44,6 +46,45 @@ def test_the_layer_computes_what_the_module_does(kind: str, ops: type) -> None:
     x = torch.randn(shape)
     bias = getattr(module, "bias", None)
     torch.testing.assert_close(layer.apply(x, module.weight, bias), module(x))
+
+
+def test_a_layer_with_its_own_weight_computes_what_the_module_does() -> None:
+    for ops in OPS:
+        module = ops.Linear(6, 8)
+        for parameter in module.parameters():
+            nn.init.normal_(parameter)
+        x = torch.randn(2, 6)
+        layer = layer_of(module)
+        assert layer is not None
+        torch.testing.assert_close(layer.apply(x, layer.weight(x), layer.bias(x)), module(x))
+        assert layer.weight(x.double()).dtype == torch.float64
+
+
+SCALED = getattr(comfy.ops, "scaled_fp8_ops", None)
+"""ComfyUI 0.3.75 has it; later versions have tensors that know their scale."""
+
+
+@pytest.mark.parametrize("make", [SCALED] if SCALED else [])
+def test_the_scale_of_an_fp8_weight_counts(make: Callable[..., type]) -> None:
+    # Such weights were read without it: a DoRA on a scaled fp8 model switched its layers off.
+    module = make().Linear(6, 8)
+    whole = torch.randn(8, 6) * 0.01
+    scale = whole.abs().max() / 448
+    module.weight = nn.Parameter((whole / scale).to(torch.float8_e4m3fn), requires_grad=False)
+    module.scale_weight = nn.Parameter(scale)
+    module.bias = nn.Parameter(torch.randn(8))
+    layer = layer_of(module)
+    assert layer is not None
+    x = torch.randn(2, 6)
+    torch.testing.assert_close(layer.apply(x, layer.weight(x), layer.bias(x)), module(x))
+
+
+def test_a_weight_that_is_no_numbers_of_the_layer_is_refused() -> None:
+    packed = SimpleNamespace(in_features=6, out_features=8, weight=torch.empty(24).byte())
+    layer = layer_of(packed)
+    assert layer is not None
+    with pytest.raises(UnsupportedLayerError, match=r"as \[24\] of torch.uint8, and is \[8, 6\]"):
+        layer.weight(torch.empty(2, 6))
 
 
 def test_the_geometry_of_a_convolution_is_taken_over() -> None:
