@@ -8,7 +8,7 @@ import torch
 
 from .adapters import Adapter
 from .adapters.dora import Dora
-from .errors import FormatError, NoMatchError, ShapeError, listed
+from .errors import AmbiguousNameError, FormatError, NoMatchError, ShapeError, listed
 from .families import Family, detect, encoders, in_text_encoder, likely_cause, sizes_of
 from .formats.parse import AdapterSet
 from .keymap import KeyMap, Target
@@ -38,19 +38,22 @@ class Binding:
 def bind(adapter_set: AdapterSet, key_map: KeyMap) -> Binding:
     """Finds the weight of every adapter.
 
-    A layer that does not fit is left out and named where file and model are of one family: such a
-    model differs in a few layers, as the first one of an inpainting model does.
+    A few layers that do not fit are left out and named, unless file and model are known to be of
+    two families: models differ in some layers, as in the first one of an inpainting model.
 
     Raises:
         FormatError: What an adapter means on its weight cannot be decided.
-        ShapeError: An adapter does not fit the weight that its name means, and the model is not
-            known to be of the family that the file was made for.
+        ShapeError: Most adapters do not fit the weights that their names mean, or one does not and
+            the file was made for another family.
     """
     bound: list[Bound] = []
     unmatched: list[str] = []
     misfits: list[str] = []
     for module, adapters in adapter_set.adapters.items():
-        target = key_map.target(module)
+        try:
+            target = key_map.target(module)
+        except AmbiguousNameError as error:
+            raise AmbiguousNameError(f"{adapter_set.source}: {error}") from error
         if target is None:
             unmatched.append(module)
             continue
@@ -64,7 +67,8 @@ def bind(adapter_set: AdapterSet, key_map: KeyMap) -> Binding:
                 raise type(error)(f"{adapter_set.source}: {module}: {error}") from error
             else:
                 bound.append(Bound(module, target, adapter))
-    if misfits and not (bound and _of_one_family(adapter_set, key_map)):
+    few = len(misfits) < len(bound)
+    if misfits and not (few and _may_be_of_one_family(adapter_set, key_map)):
         raise ShapeError(
             f"{adapter_set.source} does not fit this model in {len(misfits)} of "
             f"{len(misfits) + len(bound)} layers: {listed(misfits, 1)}. "
@@ -204,9 +208,9 @@ def _axis_sizes(adapters: Sequence[Adapter]) -> frozenset[int]:
     )
 
 
-def _of_one_family(adapter_set: AdapterSet, key_map: KeyMap) -> bool:
+def _may_be_of_one_family(adapter_set: AdapterSet, key_map: KeyMap) -> bool:
     of_file, of_model = families(adapter_set, [key_map])
-    return of_file is not None and of_file == of_model
+    return of_file is None or of_model is None or of_file == of_model
 
 
 def _made_for(adapter_set: AdapterSet, *key_maps: KeyMap) -> str:

@@ -72,6 +72,14 @@ class Layer:
     """Called only for methods that need the numbers of the weight."""
     read_bias: ReadBias | None = field(default=None, compare=False)
 
+    @property
+    def chains(self) -> bool:
+        """Whether two layers in a row can stand for a product of two weights.
+
+        Norms have no product, and in a grouped convolution the factors would mix the groups.
+        """
+        return self.kind in ("linear", "conv") and self.groups == 1
+
     def weight(self, x: Tensor) -> Tensor:
         """Returns the base weight on the device and in the dtype of `x`.
 

@@ -133,7 +133,15 @@ class LoadAdapter(io.ComfyNode):
         adapter_set = load_adapter(adapter).as_trained(corrections=scale == AS_TRAINED)
         adapter_set, notes = _cut(adapter_set, rank)
         key_maps = {name: KEY_MAPS[name](parts[name]) for name in connected}
-        bindings = {name: bind(adapter_set, key_map) for name, key_map in key_maps.items()}
+        bindings: dict[str, Binding] = {}
+        for name, key_map in key_maps.items():
+            try:
+                bindings[name] = bind(adapter_set, key_map)
+            except AdapterError as error:
+                if strengths[name] != 0:
+                    raise
+                bindings[name] = Binding(())
+                notes.append(f"At strength 0 the {name} is left alone; it would not fit: {error}")
         homeless = require_match(adapter_set, [*bindings.values()], [*key_maps.values()])
         if homeless:
             notes += _other_family(adapter_set, [*key_maps.values()])
@@ -175,11 +183,16 @@ def _cut(adapter_set: AdapterSet, rank: int) -> tuple[AdapterSet, list[str]]:
         return adapter_set, []
     if adapter_set.metadata.is_dylora:
         return adapter_set.sliced(rank), []
-    note = (
+    cut = adapter_set.sliced(rank)
+    ranks = [adapter.rank for several in cut.adapters.values() for adapter in several]
+    larger = sum(1 for one in ranks if one is not None and one > rank)
+    notes = [
         f"Cut to rank {rank}, but the file is not marked as DyLoRA: only DyLoRA training puts the "
         "most important ranks first. Set rank to 0 for an ordinary LoRA."
-    )
-    return adapter_set.sliced(rank), [note]
+    ]
+    if larger:
+        notes.append(f"Not cut, as their method has no order of ranks: {larger} layers.")
+    return cut, notes
 
 
 def _other_family(adapter_set: AdapterSet, key_maps: list[KeyMap]) -> list[str]:

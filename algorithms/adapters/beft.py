@@ -22,7 +22,6 @@ class Beft(Adapter):
 
     name = "BEFT"
     roles = (Role("change", (".beft_bias", ".beft_bias.*")),)
-    additive = True
 
     change: Float[Tensor, "one O"]
 

@@ -143,6 +143,10 @@ class Dora(Adapter):
         weight = layer.weight(torch.empty(0, dtype=torch.float64))
         return cls(inner, dora_scale=_lengths(weight, "outputs").reshape(_column(weight.shape)))
 
+    def sliced(self, rank: int) -> "Dora":
+        """Returns the same with the first ranks of the inner adapter; its lengths stay."""
+        return replace(self, inner=self.inner.sliced(rank))
+
     def axis(self, shape: tuple[int, ...]) -> Axis:
         """Returns the axis that keeps its own lengths in a weight of `shape`.
 
@@ -158,14 +162,16 @@ class Dora(Adapter):
 
     def axes(self, shape: tuple[int, ...]) -> tuple[Axis, ...]:
         """Returns the axes of a weight of `shape` that the magnitudes fit: one, both or none."""
-        outputs, inputs = shape[0], shape[1] if len(shape) > 1 else 1
+        outputs, inputs = shape[0], shape[1] if len(shape) > 1 else 1  # a norm has outputs only
         found = self._magnitude
         if self.dora_scale is None:
             return ("outputs",) if found.numel() == outputs else ()
         flat = found.ndim < 2
         fits: dict[Axis, bool] = {
             "outputs": found.numel() == outputs and (flat or found.shape[0] == outputs),
-            "inputs": found.numel() == inputs and (flat or found.shape[1] == inputs),
+            "inputs": len(shape) > 1
+            and found.numel() == inputs
+            and (flat or found.shape[1] == inputs),
         }
         return tuple(axis for axis, fit in fits.items() if fit)
 

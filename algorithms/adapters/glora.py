@@ -87,7 +87,7 @@ class Glora(Adapter):
 
         A grouped convolution takes the way over the weight: the factors would mix the groups.
         """
-        if layer.groups != 1:
+        if not layer.chains:
             return super().delta_output(x, y, layer)
         shape = layer.weight_shape
         own = self._in_order(shape)

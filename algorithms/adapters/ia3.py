@@ -180,7 +180,7 @@ def _is_named(modules: Any, name: str) -> bool | None:
     if isinstance(modules, str):
         try:
             return re.fullmatch(rf"(?:.*\.)?(?:{modules})", name) is not None
-        except re.error:  # PEFT itself fails on it, so that nobody trained with it
+        except (re.error, OverflowError):  # PEFT itself fails on it, so that nobody trained with it
             return None
     if not isinstance(modules, list | tuple):
         return None

@@ -115,7 +115,7 @@ def low_rank_output(
         ShapeError: The product does not have as many rows and columns as the layer's weight.
     """
     require_product(up, down, layer.weight_shape)
-    if layer.groups != 1:
+    if not layer.chains:
         return layer.apply(x, (up @ down).reshape(layer.weight_shape))
     kernel = down.reshape(down.shape[0], *layer.weight_shape[1:])
     return layer.pointwise(layer.apply(x, kernel), up)

@@ -70,7 +70,7 @@ class Loha(Adapter):
         outputs, *inputs = layer.weight_shape
         columns = torch.Size(inputs).numel()
         positions = y.numel() // outputs
-        if layer.groups != 1 or not pairs_are_cheaper(self.rank, outputs, columns, positions):
+        if not layer.chains or not pairs_are_cheaper(self.rank, outputs, columns, positions):
             return super().delta_output(x, y, layer)
         up, down = self._pairs()
         require_product(up, down, layer.weight_shape)

@@ -100,7 +100,7 @@ class Lokr(Adapter):
         the layer, and w1 mixes what comes out. A grouped convolution takes the way over the weight,
         since parts and groups cut the inputs differently.
         """
-        if layer.groups != 1:
+        if not layer.chains:
             return super().delta_output(x, y, layer)
         inputs, left = self._split(layer.weight_shape), self._left().to(x.dtype)
         parts = left.shape[1]

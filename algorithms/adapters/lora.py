@@ -115,7 +115,7 @@ class Lora(Adapter):
         A grouped convolution takes the way over the weight: a product of the two layers would mix
         the groups. So does rank 0, since no convolution has zero outputs.
         """
-        if layer.groups != 1 or self.rank == 0:
+        if not layer.chains or self.rank == 0:
             return super().delta_output(x, y, layer)
         up, down = self.up.flatten(1), self.down.flatten(1)
         require_product(up, down, layer.weight_shape)

@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 from ..errors import ShapeError
 from ..layers import Layer
 from ..shapes import Float
-from .base import Adapter, InitialConfig, Role, widened
+from .base import Adapter, Completion, InitialConfig, Origin, Role, widened
 from .linalg import low_rank, low_rank_output, matrix_sizes
 
 
@@ -50,6 +50,12 @@ class Osf(Adapter):
         base = widened(weight)
         new = low_rank(self._up.to(base.dtype), widened(self.v).to(base.dtype), shape)
         return new - low_rank(*self._old(base), shape)
+
+    def completed(self, origin: Origin, *, corrections: bool) -> "Completion[Osf]":
+        """Returns the adapter, with a word on the base that it needs."""
+        del origin, corrections
+        assumed = "that the model is the very one that the file was trained on"
+        return Completion(self, assumed=assumed)
 
     def prepared(self, weight: Float[Tensor, "O ..."]) -> "Osf":
         """Returns the adapter with what it takes out of this base."""

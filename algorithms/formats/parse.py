@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..adapters import ADAPTERS, Adapter, Role
-from ..adapters.diff import FullRank
+from ..adapters.diff import Diff, FullRank
 from ..adapters.dora import Dora
 from ..adapters.lora import UP
 from ..adapters.replacement import Replacement
@@ -156,7 +156,7 @@ def parse_tensors(
         source: What to call the file in messages.
         config: PEFT's configuration from a file beside it, used if it can belong to it.
     """
-    notes = _refused(tensors, source)
+    notes = _refused(itertools.filterfalse(_is_claimed, tensors), source)
     known = AdapterMetadata(dict(metadata), dict(config or {}))
     keys, embeddings = split_embeddings(tensors, source)
     modules, common, unclaimed = _by_module(keys, known, source)
@@ -217,6 +217,12 @@ def _refused(keys: Iterable[str], source: str) -> tuple[str, ...]:
             f"{source} is PEFT's {known.title}, which cannot be loaded: {known.refused}."
         )
     return (f"PEFT's {known.title} in the file are not applied: {known.refused}.",)
+
+
+def _is_claimed(key: str) -> bool:
+    """Whether a key ends like a tensor of a method that is known, and not like any weight."""
+    found = ENDING.search("." + key)
+    return found is not None and _owned(_as_in_roles(found.group()))
 
 
 def _misfit(
@@ -441,16 +447,21 @@ def _build_all(
     ]
     for claim in claims:
         if claim.method is Dora:
-            inner = [adapter for adapter in built if adapter.additive]
+            inner = [adapter for adapter in built if adapter.additive and _has_weight(adapter)]
             if len(inner) != 1:
                 names = " and ".join(adapter.name for adapter in inner) or "nothing"
                 raise FormatError(
                     f"{where} has DoRA magnitudes, which belong to one additive adapter, "
-                    f"but there is {names} beside them."
+                    f"but there is {names} beside them. Save the adapter again."
                 )
             decomposed = _build(claim, suffixes, tensors, where, inner=inner[0])
             built = [adapter for adapter in built if adapter is not inner[0]] + [decomposed]
     return tuple(built)
+
+
+def _has_weight(adapter: Adapter) -> bool:
+    """Whether an adapter can change a weight, and not a bias alone."""
+    return not isinstance(adapter, Diff) or adapter.diff is not None
 
 
 def _build(

@@ -219,7 +219,7 @@ def name_in_model(module: str) -> str:
 def _fits(pattern: str, name: str) -> bool:
     try:
         return re.match(rf"(.*\.)?({pattern})$", name) is not None
-    except re.error:  # PEFT itself fails on it, so that nobody was trained with it
+    except (re.error, OverflowError):  # PEFT itself fails on it, so that nobody was trained with it
         return False
 
 

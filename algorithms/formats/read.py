@@ -206,7 +206,7 @@ def _read_config(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}, ()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         return {}, (f"{path.name} beside the file cannot be read and is not used: {error}.",)
     if not isinstance(config, dict):
         return {}, (f"{path.name} beside the file is no configuration and is not used.",)

@@ -71,11 +71,26 @@ def test_a_misfit_that_only_torch_notices_is_a_misfit_too() -> None:
 
 def test_a_layer_that_does_not_fit_a_model_of_the_same_family_is_left_out_and_named() -> None:
     # An adapter for SD 1.5 did not load at all on its inpainting model, whose first layer is wider.
-    adapters = parsed(lora("lora_unet_attn2_to_k", 8, 768), lora("lora_unet_to_v", 4, 5))
-    binding = bind(adapters, KEY_MAP)
-    assert [item.target for item in binding.bound] == [TO_K]
+    fitting = (lora("lora_unet_attn2_to_k", 8, 768), lora("unet.attn2.to_k", 8, 768))
+    binding = bind(parsed(*fitting, lora("lora_unet_to_v", 4, 5)), KEY_MAP)
+    assert [item.target for item in binding.bound] == [TO_K, TO_K]
     (misfit,) = binding.misfits
     assert misfit.startswith("lora_unet_to_v: the adapter changes 4 x 5 numbers")
+
+
+def test_a_layer_that_does_not_fit_a_text_encoder_is_left_out_and_named() -> None:
+    # One embedding of another length stopped the whole file, since a CLIP has no family.
+    shapes = {"clip.a.weight": (8, 6), "clip.b.weight": (8, 6), "clip.c.weight": (9, 6)}
+    pairs = [(f"lora_te_{one}", Target(f"clip.{one}.weight")) for one in "abc"]
+    binding = bind(parsed(*(lora(f"lora_te_{one}", 8, 6) for one in "abc")), KeyMap(pairs, shapes))
+    assert [item.module for item in binding.bound] == ["lora_te_a", "lora_te_b"]
+    assert len(binding.misfits) == 1
+
+
+def test_more_misfits_than_fits_are_an_error() -> None:
+    adapters = parsed(lora("lora_unet_attn2_to_k", 8, 768), lora("lora_unet_to_v", 4, 5))
+    with pytest.raises(ShapeError, match="in 1 of 2 layers"):
+        bind(adapters, KEY_MAP)
 
 
 def test_a_bias_that_does_not_fit_is_a_misfit() -> None:

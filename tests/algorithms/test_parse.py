@@ -10,6 +10,7 @@ from torch import Tensor
 from adapter_cases import ADAPTER_CASES, AdapterCase
 from anyadapter.algorithms.adapters import ADAPTERS, Adapter, by_name
 from anyadapter.algorithms.adapters.diff import Diff
+from anyadapter.algorithms.adapters.dora import Dora
 from anyadapter.algorithms.adapters.lora import Lora, LoraTucker
 from anyadapter.algorithms.errors import (
     FormatError,
@@ -350,6 +351,18 @@ def test_adapters_that_were_quantised_with_scales_are_refused(scale: str) -> Non
 def test_one_tensor_in_two_spellings_is_refused(second: str, value: Tensor) -> None:
     with pytest.raises(FormatError, match=rf"twice, as x\.lora_\w+\.weight and as x\{second}"):
         parse(lora() | {f"x{second}": value})
+
+
+def test_a_change_of_the_bias_beside_a_dora_is_added() -> None:
+    tensors = lora() | {"x.dora_scale": torch.ones(3, 1), "x.diff_b": torch.ones(3)}
+    assert {type(adapter) for adapter in parse(tensors).adapters["x"]} == {Dora, Diff}
+
+
+@pytest.mark.parametrize("block", ["shadow_block", "lily_block", "poly_router", "xlora_attn"])
+def test_a_block_with_the_name_of_a_method_is_no_such_method(block: str) -> None:
+    module = f"unet.{block}.a"
+    tensors = {key.replace("x.", f"{module}.", 1): tensor for key, tensor in lora().items()}
+    assert set(parse(tensors).adapters) == {module}
 
 
 def test_dora_magnitudes_in_two_spellings_are_refused() -> None:

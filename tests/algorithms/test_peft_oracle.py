@@ -170,7 +170,7 @@ def relative(result: Tensor, expected: Tensor, base: Tensor) -> float:
 def test_hook_and_merge_equal_the_forward_of_peft(trained: tuple[Any, AdapterSet]) -> None:
     model, parsed = trained
     assert not parsed.unclaimed
-    assert not parsed.notes
+    assert all("the very one" in note for note in parsed.notes)  # OSF reads the base
     layers = dict(model.base_model.model.named_children())
     for module, adapters in parsed.adapters.items():
         name = module.removeprefix("base_model.model.")
