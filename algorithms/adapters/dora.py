@@ -162,16 +162,16 @@ class Dora(Adapter):
 
     def axes(self, shape: tuple[int, ...]) -> tuple[Axis, ...]:
         """Returns the axes of a weight of `shape` that the magnitudes fit: one, both or none."""
-        outputs, inputs = shape[0], shape[1] if len(shape) > 1 else 1  # a norm has outputs only
+        if len(shape) < 2:
+            return ()  # the scale of a norm has no rows to be given lengths
+        outputs, inputs = shape[:2]
         found = self._magnitude
         if self.dora_scale is None:
             return ("outputs",) if found.numel() == outputs else ()
         flat = found.ndim < 2
         fits: dict[Axis, bool] = {
             "outputs": found.numel() == outputs and (flat or found.shape[0] == outputs),
-            "inputs": len(shape) > 1
-            and found.numel() == inputs
-            and (flat or found.shape[1] == inputs),
+            "inputs": found.numel() == inputs and (flat or found.shape[1] == inputs),
         }
         return tuple(axis for axis, fit in fits.items() if fit)
 

@@ -15,14 +15,19 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from adapter_cases import ADAPTER_CASES, AdapterCase
+from adapter_cases import ADAPTER_CASES, AdapterCase, random
 from anyadapter.algorithms.adapters import ADAPTERS, Adapter
 from anyadapter.algorithms.adapters.base import InitialConfig
+from anyadapter.algorithms.adapters.dora import Dora
+from anyadapter.algorithms.adapters.loha import Loha
+from anyadapter.algorithms.adapters.lokr import Lokr
+from anyadapter.algorithms.adapters.lora import Lora
 from anyadapter.algorithms.dispatch import Dispatcher
+from anyadapter.algorithms.errors import ShapeError
 from anyadapter.algorithms.layers import Rows
 from anyadapter.algorithms.strength import Placed, hooked_output
 from checking import annotations_unchecked
-from layer_cases import LayerCase
+from layer_cases import LayerCase, norm_cases
 
 STRENGTHS = (1.0, 0.5, -0.7)
 TOLERANCES = {torch.bfloat16: 0.02, torch.float16: 0.0025}
@@ -217,6 +222,30 @@ def test_a_start_changes_nothing_and_can_be_trained(method: type[Adapter]) -> No
             layer.hooked([Placed(start, 1.0)]).pow(3).sum().backward()
             assert all(tensor.grad is not None and tensor.grad.any() for tensor in tensors)
             assert layer.weight.grad is None
+
+
+def _column(rows: int) -> Tensor:
+    return random(rows, 1)
+
+
+ON_NORMS: dict[str, Adapter] = {
+    "LoRA": Lora(random(8, 4), _column(4), 2.0),
+    "LoHa": Loha(random(8, 4), _column(4), random(8, 4) + 1, _column(4), 2.0),
+    "LoKr": Lokr(_column(2), w2=_column(4)),
+    "DoRA": Dora(Lora(random(8, 4), _column(4)), dora_scale=random(8, 1).abs() + 1),
+}
+
+
+@pytest.mark.parametrize("method", ON_NORMS)
+@pytest.mark.parametrize("layer", norm_cases(), ids=lambda case: case.name)
+def test_factors_of_one_column_change_a_norm_or_do_not_fit(method: str, layer: LayerCase) -> None:
+    # They passed the check of shapes, and torch's own error ended the first step.
+    placed = [Placed(ON_NORMS[method], 0.5)]
+    try:
+        merged = layer.merged(placed)
+    except ShapeError:
+        return
+    assert_close(layer.hooked(placed), merged)
 
 
 def test_a_dispatcher_passes_calls_on_once_it_is_retired() -> None:
