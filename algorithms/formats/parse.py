@@ -200,6 +200,8 @@ def parse_tensors(
         note = f"adapter_config.json beside the file is not used, as it belongs to another: {why}."
         alone = parse_tensors(tensors, metadata, source)
         return replace(alone, notes=(note, *alone.notes))
+    if known.config:
+        notes = (*notes, "What its tensors do not say is from adapter_config.json beside the file.")
     return AdapterSet(source, adapters, known, tuple(unclaimed), embeddings, notes)
 
 

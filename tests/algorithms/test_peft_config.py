@@ -24,6 +24,9 @@ from import_peft import peft as their_peft
 CONFIG = {"peft_type": "LORA", "r": 4, "lora_alpha": 2, "target_modules": ["to_q", "to_k"]}
 
 
+FROM_CONFIG = "What its tensors do not say is from adapter_config.json beside the file."
+
+
 def lora(module: str = "base_model.model.mid.to_q", rank: int = 4) -> dict[str, Tensor]:
     return {
         f"{module}.lora_A.weight": torch.ones(rank, 5),
@@ -57,7 +60,7 @@ def scale_of(adapter_set: AdapterSet) -> float:
 def test_a_configuration_beside_the_file_gives_the_scale(tmp_path: Path) -> None:
     adapter_set = saved(tmp_path, CONFIG)
     assert scale_of(adapter_set) == 0.5
-    assert not adapter_set.notes
+    assert adapter_set.notes == (FROM_CONFIG,)
 
 
 def test_the_header_wins_over_the_file_beside(tmp_path: Path) -> None:
@@ -210,12 +213,12 @@ def test_what_a_configuration_makes_of_a_lora_besides_a_lora_is_refused_by_name(
 def test_starts_that_leave_the_base_alone_are_loaded(tmp_path: Path, start: object) -> None:
     adapter_set = saved(tmp_path, CONFIG | {"init_lora_weights": start})
     assert scale_of(adapter_set) == 0.5
-    assert not adapter_set.notes
+    assert adapter_set.notes == (FROM_CONFIG,)
 
 
 def test_loftq_is_loaded_with_a_remark(tmp_path: Path) -> None:
     adapter_set = saved(tmp_path, CONFIG | {"init_lora_weights": "loftq"})
-    assert "LoftQ" in adapter_set.notes[0]
+    assert "LoftQ" in adapter_set.notes[1]
 
 
 @pytest.mark.parametrize(
