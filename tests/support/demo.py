@@ -23,7 +23,6 @@ PICTURE_PX = 256
 SHOWN_PX = 128
 """Two screen pixels for each of the latent, so that all methods fit on one sheet."""
 PICTURE_LATENT = PICTURE_PX // 8
-STEPS = 4
 DENOISE = 0.7
 """Weights that were never trained cannot draw, but they can colour what is drawn."""
 LIGHTHOUSE = "lighthouse.png"
@@ -75,7 +74,7 @@ def main() -> None:
             patched = draw(server, loader(method, 1.0, mode="patch"))
             difference = (full.latent - patched.latent).abs()
             effect = (full.latent - base.latent).abs()
-            sheet.write_label(row, file_name(method), full.report)
+            sheet.write_label(row, method, full.report)
             for column, one in enumerate((base, half, full)):
                 sheet.paste(row, column, one.picture)
             sheet.paste(row, 3, picture_of(effect, EFFECT_AMPLIFIED))
@@ -101,7 +100,7 @@ def loader(method: str, strength: float, mode: str = "hook") -> Loader:
 
 def draw(server: ComfyServer, *loaders: Loader) -> Drawn:
     """Runs checkpoint, Load Adapter, KSampler, VAE Decode and Save Image on the lighthouse."""
-    prompt = text_to_image(CHECKPOINT_NAME, loaders, save_prefix="demo", steps=STEPS)
+    prompt = text_to_image(CHECKPOINT_NAME, loaders, save_prefix="demo")
     prompt["lighthouse"] = node("LoadImage", image=LIGHTHOUSE)
     prompt["encode"] = node("VAEEncode", pixels=["lighthouse", 0], vae=["checkpoint", 2])
     prompt["sampler"]["inputs"] |= {"latent_image": ["encode", 0], "denoise": DENOISE}
@@ -158,7 +157,7 @@ class Sheet:
         self.image.paste(picture.resize(size, Image.Resampling.NEAREST), self._corner(row, column))
 
     def write_label(self, row: int, name: str, report: str) -> None:
-        """Writes the file's name and what the node says of it, at the left of a row."""
+        """Writes the name of a method and what the node says of its file, at the left of a row."""
         left, top = self._corner(row, 0)
         left -= LABEL_PX
         self._pen.text((left, top), name, "black", ImageFont.load_default(15))
