@@ -542,3 +542,15 @@ def test_a_rotation_is_made_once_and_not_at_every_call(case: AdapterCase, layer:
         assert counter.made == made
         hooked_output(layer.x, y, layer.layer, [Placed(adapter, 0.5)])
         assert counter.made == 2 * made
+
+
+@pytest.mark.parametrize("size", [96, 160, 320])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_large_blocks_turn_without_stretching(size: int, threads: int) -> None:
+    # On two threads PyTorch factorised such a stack wrong: kohya's OFT has blocks of this size.
+    torch.set_num_threads(threads)
+    blocks = torch.randn(4, size, size, dtype=torch.float64) * 0.3 / size**0.5
+    rotation = cayley(blocks - blocks.mT) + torch.eye(size)
+    torch.testing.assert_close(
+        rotation.mT @ rotation, torch.eye(size, dtype=torch.float64).expand(4, size, size)
+    )

@@ -87,7 +87,9 @@ def _ia3_of_peft(tensors: Tensors, weight: Tensor) -> Tensor:
 
 def _rotation(skew: Tensor) -> Tensor:
     one = torch.eye(skew.shape[-1], dtype=torch.float64)
-    return (one + skew) @ torch.linalg.inv(one - skew)
+    # One by one: PyTorch 2.13 factorises stacks of large matrices wrong on two threads.
+    each = [torch.linalg.solve(one - part, one + part) for part in skew.reshape(-1, *one.shape)]
+    return torch.stack(each).reshape(skew.shape)
 
 
 def _diag_oft(tensors: Tensors, weight: Tensor) -> Tensor:

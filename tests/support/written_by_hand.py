@@ -58,7 +58,8 @@ def _oft_of_kohya(task: Task) -> Made:
         limit = constraint.double() * outputs
         skew = skew * (torch.minimum(length, limit) + 1e-8) / (length + 1e-8)
         one = torch.eye(size, dtype=torch.float64)
-        rotation = torch.linalg.solve(one - skew, one + skew)
+        # One by one: PyTorch 2.13 factorises stacks of large matrices wrong on two threads.
+        rotation = torch.stack([torch.linalg.solve(one - block, one + block) for block in skew])
         rows = task.plain.weight.double().unflatten(0, (KOHYA_BLOCKS, size))
         turned = torch.einsum("knm,kn...->km...", rotation, rows).flatten(0, 1)
         return _between(task.plain, turned)
