@@ -1,5 +1,6 @@
 """A layer as adapters see it: its kind, sizes and geometry, and how it applies a weight."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -16,6 +17,8 @@ Run = Callable[[Tensor], Tensor]
 """Computes a layer without adapters on an input."""
 ReadWeight = Callable[[torch.device, torch.dtype], Tensor]
 """Gives the base weight as an ordinary tensor on a device, in a dtype."""
+PlainWeight = Callable[[Tensor], Tensor | None]
+"""Gives the very weight that `forward` would use on an input, or None where it is no such tensor."""
 ReadBias = Callable[[torch.device, torch.dtype], Tensor | None]
 """Gives the base bias, or None where the layer has none."""
 
@@ -71,6 +74,8 @@ class Layer:
     read_weight: ReadWeight | None = field(default=None, compare=False)
     """Called only for methods that need the numbers of the weight."""
     read_bias: ReadBias | None = field(default=None, compare=False)
+    plain_weight: PlainWeight | None = field(default=None, compare=False)
+    """None where `forward` may do more than apply the weight, or nobody said that it does not."""
 
     @property
     def chains(self) -> bool:
@@ -107,6 +112,12 @@ class Layer:
         assert self.run is not None, "whoever hooks a layer gives it its own forward"
         return self.unbiased(self.run(x))
 
+    def positions(self, x: Float[Tensor, "B ..."]) -> int:
+        """Returns about how many tokens or pixels the output for an input has, over the batch."""
+        if self.kind != "conv":
+            return x.numel() // max(x.shape[self.channel_axis(x)], 1)
+        return x.numel() // max(x.shape[1] * math.prod(self.stride), 1)
+
     def channel_axis(self, y: Tensor) -> int:
         """Returns the axis of the output channels in an input or output of this layer."""
         return 1 if self.kind in ("conv", "group_norm") else y.ndim - 1
@@ -134,6 +145,7 @@ class Layer:
             run=run_rows if run is not None else None,
             read_weight=read_rows if read_weight is not None else None,
             read_bias=read_bias_rows,
+            plain_weight=None,
         )
 
     def apply(

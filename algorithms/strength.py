@@ -1,9 +1,10 @@
-"""The rule of strength: what adapters make of a weight, a bias or an output, at any strength.
+"""The rule of strength: what adapters make of a weight or a bias, and how strong they are when.
 
     W' = W + sum of s_i * delta_weight_i(W)        y' = y + sum of s_i * delta_output_i(x, y, layer)
 
 Every change is computed from the base and the changes are added, so the order of adapters does not
 matter, both ways of applying them agree for every method, and strength 0 is exactly the base.
+The outputs are the matter of `plan.py`.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .adapters.base import Adapter, widened
-from .layers import Layer, Rows
+from .layers import Rows
 from .shapes import Float
 
 
@@ -25,6 +26,55 @@ class Placed:
     adapter: Adapter
     strength: float
     rows: Rows | None = None
+
+
+class Strengths:
+    """The strengths of the adapters of a layer at one moment of sampling.
+
+    Python's numbers, by which is decided what need not be computed, and the same as a small tensor,
+    which is computed with: a new strength is new numbers, and nothing else is new.
+    """
+
+    def __init__(self, numbers: Sequence[Sequence[float]]) -> None:
+        """Takes, for each adapter, one number or one for each element of the batch.
+
+        Adapters with one number for all beside some with several get it for each element.
+        """
+        elements = max((len(each) for each in numbers), default=1)
+        self.numbers = tuple(
+            tuple(each) if len(each) == elements else (*each,) * elements for each in numbers
+        )
+        """`[adapters][elements]`."""
+        if all(len(set(each)) == 1 for each in self.numbers):
+            self.numbers = tuple(each[:1] for each in self.numbers)
+        self.elements = len(self.numbers[0]) if self.numbers else 1
+        """How many strengths an adapter has: 1, or the size of the batch."""
+        self.are_zero = not any(any(each) for each in self.numbers)
+        self._tensors: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+    @property
+    def are_equal(self) -> bool:
+        """Whether all elements of the batch have the same."""
+        return self.elements == 1
+
+    def tensor(self, like: Tensor) -> Float[Tensor, "B adapters"]:
+        """Returns them on the device and in the dtype of a tensor; `B` is 1 where all are equal."""
+        where = (like.device, like.dtype)
+        if where not in self._tensors:
+            rows = list(zip(*self.numbers, strict=True))
+            self._tensors[where] = torch.tensor(rows, device=like.device, dtype=like.dtype)
+        return self._tensors[where]
+
+    def runs(self) -> list[tuple[int, "Strengths"]]:
+        """Returns neighbours in the batch with the same strengths: how many, and which."""
+        rows = list(zip(*self.numbers, strict=True))
+        found: list[tuple[int, Strengths]] = []
+        start = 0
+        for index in range(1, len(rows) + 1):
+            if index == len(rows) or rows[index] != rows[start]:
+                found.append((index - start, Strengths([[number] for number in rows[start]])))
+                start = index
+        return found
 
 
 def merged_weight(
@@ -73,38 +123,15 @@ def merged_bias(
     return total if total is None or bias is None else total.to(bias.dtype)
 
 
-def hooked_output(
-    x: Float[Tensor, "B ..."], y: Float[Tensor, "B ..."], layer: Layer, placed: Sequence[Placed]
-) -> Float[Tensor, "B ..."]:
-    """Returns the output `y` of a layer with all changes, in the dtype of `y`.
-
-    Adapters are expected on the device and in the dtype of `x`. Neither `x` nor `y` is written to.
-    """
-    total: Tensor | None = None
-    axis = layer.channel_axis(y)
-    for item in placed:
-        if item.strength == 0:
-            continue
-        if item.rows is None:
-            change = item.adapter.delta_output(x, y, layer) * item.strength
-            total = change if total is None else total + change
-        else:
-            part = item.rows.take(y, axis)
-            change = item.adapter.delta_output(x, part, layer.narrowed(item.rows))
-            total = torch.zeros_like(y) if total is None else total.expand_as(y).clone()
-            _add(total, change.expand_as(part) * item.strength, item.rows, axis)
-    return y if total is None else y + total.to(y.dtype)
-
-
 def _filled_up(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Returns `tensor` with zeros after its last row and column."""
     missing = [larger - size for larger, size in zip(shape, tensor.shape, strict=True)]
     return F.pad(tensor, [side for size in reversed(missing) for side in (0, size)])
 
 
-def _add(total: Tensor, change: Tensor, rows: Rows | None, axis: int = 0) -> None:
+def _add(total: Tensor, change: Tensor, rows: Rows | None) -> None:
     """Adds `change` in place, to all of `total` (or its corner) or to some of its rows."""
     if rows is None:
         total[tuple(slice(size) for size in change.shape)].add_(change)
     else:
-        rows.add(total, change, axis)
+        rows.add(total, change)

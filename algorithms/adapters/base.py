@@ -1,7 +1,8 @@
 """The contract of a method: named tensors for one layer, and what they change.
 
 A method is one file with five things: its roles (how its tensors are spelled on disk), its fields
-with their shapes, `delta_weight`, `delta_output` where a shorter way exists, and `initial`.
+with their shapes, `delta_weight`, `delta_output` where a shorter way exists, and `initial`. What it
+says besides (`prepared`, `pieces`, `work`, `completed`, ...) has a default that is right for most.
 Strength, device and modules are not its matter: strength is written once, in `strength.py`.
 """
 
@@ -121,6 +122,32 @@ class InitialConfig:
 
 
 @dataclass(frozen=True, eq=False)
+class Pieces:
+    """A change of a weight in pieces that a plan joins with those of other adapters.
+
+    dW = scale * up @ down + outputs * W (row by row) + inputs * W (column by column)
+    """
+
+    up: Float[Tensor, "O R"] | None = None
+    down: Float[Tensor, "R C"] | None = None
+    """C: inputs times kernel. Both are there or none."""
+    scale: float = 1.0
+    outputs: Float[Tensor, " O"] | None = None
+    inputs: Float[Tensor, " I"] | None = None
+    """Factors less 1 of the inputs of a layer without groups."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """How much a method computes on a layer, in multiplications."""
+
+    in_weight: float
+    """Of `delta_weight`."""
+    on_output: float
+    """Of `delta_output`."""
+
+
+@dataclass(frozen=True, eq=False)
 class Adapter(ABC):
     """The tensors of one method for one layer, as the file holds them."""
 
@@ -231,6 +258,25 @@ class Adapter(ABC):
         if change is not None:
             return layer.apply(x, change.to(x.dtype), shift)
         return y.new_zeros(()) if shift is None else layer.over_channels(shift, y)
+
+    def pieces(self, layer: Layer) -> Pieces | None:
+        """Returns the change of the weight in pieces, or None where it has none such.
+
+        Asked of an adapter that was prepared. The change of the bias is not part of it. With pieces
+        the adapter runs by them; without, by its own `delta_weight` or `delta_output`.
+        """
+        del layer
+        return None
+
+    def work(self, layer: Layer, positions: int) -> Work:
+        """Returns what an adapter without pieces computes, by which a plan chooses its way.
+
+        Args:
+            layer: The layer.
+            positions: Tokens or pixels of the output, over the batch.
+        """
+        numbers = math.prod(layer.weight_shape)
+        return Work(numbers, numbers + positions * numbers)
 
     @classmethod
     @abstractmethod

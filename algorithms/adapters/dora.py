@@ -12,6 +12,7 @@ Departs from ComfyUI 0.28, which divides by ||W|| on the output axis, and from L
 strengths other than 1: here the result at strength s lies on the line from W to W'.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -22,7 +23,7 @@ from torch import Generator, Tensor
 from ..errors import FormatError, ShapeError
 from ..layers import Layer
 from ..shapes import Float
-from .base import Adapter, Completion, InitialConfig, Origin, Role, widened
+from .base import Adapter, Completion, InitialConfig, Origin, Pieces, Role, Work, widened
 from .lokr import Lokr
 from .lora import Lora
 
@@ -122,6 +123,34 @@ class Dora(Adapter):
         gain = layer.over_channels(gain.repeat(layer.groups), x)
         growth = layer.over_channels(growth.repeat(layer.groups), x)
         return layer.product(x * growth) + self.inner.delta_output(x * gain, y, layer)
+
+    def pieces(self, layer: Layer) -> Pieces | None:
+        """Returns those of the inner adapter with their rows or columns scaled, and the scaling.
+
+        With g = m / ||V|| the change is (g - 1) * W + g * dW_inner.
+        """
+        inner = self.inner.pieces(layer)
+        if inner is None or self.gain is None or self.growth is None:
+            return None
+        if inner.up is None or inner.down is None:
+            return None  # no method that adds to a weight scales it instead
+        if self.axis(layer.weight_shape) == "outputs":
+            scaled = self.gain[:, None] * widened(inner.up)
+            return replace(inner, up=scaled, outputs=self.growth)
+        rank, inputs = inner.down.shape[0], layer.weight_shape[1]
+        columns = widened(inner.down).reshape(rank, inputs, -1) * self.gain[:, None]
+        return replace(inner, down=columns.flatten(1), inputs=self.growth)
+
+    def work(self, layer: Layer, positions: int) -> Work:
+        """Returns the work of the inner adapter and the scaling of the weight, or of the output.
+
+        Magnitudes of inputs cost a second product of the layer.
+        """
+        inner = self.inner.work(layer, positions)
+        numbers = math.prod(layer.weight_shape)
+        on_inputs = self.axis(layer.weight_shape) == "inputs"
+        scaling = positions * (numbers if on_inputs else layer.weight_shape[0])
+        return Work(inner.in_weight + 3 * numbers, inner.on_output + scaling)
 
     def completed(self, origin: Origin, *, corrections: bool) -> "Completion[Dora]":
         """Returns the adapter with its inner adapter completed, and the axis of the header."""

@@ -18,7 +18,7 @@ from torch import Generator, Tensor
 from ..errors import ShapeError, UndecidedError
 from ..layers import Layer
 from ..shapes import Float
-from .base import Adapter, Completion, InitialConfig, Origin, Role, widened
+from .base import Adapter, Completion, InitialConfig, Origin, Pieces, Role, widened
 
 Side = Literal["outputs", "inputs"]
 
@@ -52,6 +52,10 @@ class Ia3(Adapter):
     ) -> Float[Tensor, "..."]:
         """Returns the scaled output without its bias, or the layer on the scaled input."""
         return _output(self.weight, self.side, x, layer.unbiased(y), layer)
+
+    def pieces(self, layer: Layer) -> Pieces | None:
+        """Returns the factors of the side that they scale."""
+        return _pieces(self.weight, self.side, layer)
 
     @classmethod
     def initial(cls, layer: Layer, config: InitialConfig, generator: Generator) -> "Ia3":
@@ -125,6 +129,11 @@ class Ia3Peft(Adapter):
         gain = self.factor - 1 if self.gain is None else self.gain
         return _output(gain, self.side(layer.weight_shape), x, y, layer)
 
+    def pieces(self, layer: Layer) -> Pieces | None:
+        """Returns the factors of the side that they scale, less 1."""
+        gain = self.factor - 1 if self.gain is None else self.gain
+        return _pieces(gain, self.side(layer.weight_shape), layer)
+
     def prepared(self, weight: Float[Tensor, "O ..."]) -> "Ia3Peft":
         """Returns the adapter with its factors less 1."""
         del weight
@@ -166,6 +175,13 @@ def _output(gain: Tensor, side: Side, x: Tensor, y: Tensor, layer: Layer) -> Ten
         return layer.over_channels(gain.flatten(), y) * y
     # Each group has the same factors: a weight does not know of the groups before its own.
     return layer.product(x * layer.over_channels(gain.flatten().repeat(layer.groups), x))
+
+
+def _pieces(gain: Tensor, side: Side, layer: Layer) -> Pieces | None:
+    """Returns factors, but for those of inputs that each group of a convolution has anew."""
+    if side == "outputs":
+        return Pieces(outputs=gain.flatten())
+    return Pieces(inputs=gain.flatten()) if layer.chains else None
 
 
 def _misfit(gain: Tensor, side: str, shape: tuple[int, ...]) -> str:

@@ -10,6 +10,7 @@ configuration. OneTrainer stores kernels as `[O, R, 1, 1]` and `[R, I, *K]`. R i
 Departs from LyCORIS 4.1.3, whose merge applies the scale twice; its forward, like this, does once.
 """
 
+import math
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -18,7 +19,17 @@ from torch import Generator, Tensor
 
 from ..layers import Layer
 from ..shapes import Float
-from .base import ALPHA, Adapter, Completion, InitialConfig, Origin, Role, scale_of, widened
+from .base import (
+    ALPHA,
+    Adapter,
+    Completion,
+    InitialConfig,
+    Origin,
+    Role,
+    Work,
+    scale_of,
+    widened,
+)
 from .linalg import core_like, low_rank, require_product, tucker
 
 
@@ -56,9 +67,9 @@ class Loha(Adapter):
     def delta_weight(self, weight: Float[Tensor, "O ..."]) -> Float[Tensor, "O ..."]:
         """Returns the scaled product in the shape of `weight`; only its shape is read."""
         shape = tuple(weight.shape)
-        first = low_rank(widened(self.w1_a), widened(self.w1_b), shape)
+        first = low_rank(widened(self.w1_a) * self.scale, widened(self.w1_b), shape)
         second = low_rank(widened(self.w2_a), widened(self.w2_b), shape)
-        return first * second * self.scale
+        return first * second
 
     def delta_output(
         self, x: Float[Tensor, "B ..."], y: Float[Tensor, "B ..."], layer: Layer
@@ -76,6 +87,14 @@ class Loha(Adapter):
         require_product(up, down, layer.weight_shape)
         kernel = down.to(x.dtype).reshape(-1, *inputs)
         return layer.pointwise(layer.apply(x, kernel), up.to(x.dtype))
+
+    def work(self, layer: Layer, positions: int) -> Work:
+        """Returns the work of both products, and of the pairs of ranks where they are cheaper."""
+        outputs, columns = layer.weight_shape[0], math.prod(layer.weight_shape[1:])
+        built = 2 * self.rank * outputs * columns
+        if layer.chains and pairs_are_cheaper(self.rank, outputs, columns, positions):
+            return Work(built, (positions + 1) * self.rank**2 * (outputs + columns))
+        return Work(built, built + positions * outputs * columns)
 
     def completed(self, origin: Origin, *, corrections: bool) -> "Completion[Loha]":
         """Returns the adapter with alpha from the header where the tensors have none."""

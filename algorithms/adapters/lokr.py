@@ -13,6 +13,7 @@ Only PEFT applies its alpha / r even then, from its configuration.
 Departs from LyCORIS 4.1.3, whose merge applies the scale twice; its forward, like this, does once.
 """
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,7 +22,17 @@ from torch import Generator, Tensor
 from ..errors import MissingTensorError, ShapeError
 from ..layers import Layer
 from ..shapes import Float
-from .base import ALPHA, Adapter, Completion, InitialConfig, Origin, Role, scale_of, widened
+from .base import (
+    ALPHA,
+    Adapter,
+    Completion,
+    InitialConfig,
+    Origin,
+    Role,
+    Work,
+    scale_of,
+    widened,
+)
 from .linalg import core_like, factorization, kaiming, kronecker, low_rank, tucker
 
 
@@ -112,6 +123,16 @@ class Lokr(Adapter):
         hidden = hidden.unflatten(0, (x.shape[0], parts))
         mixed = left @ hidden.flatten(2)
         return mixed.unflatten(2, hidden.shape[2:]).flatten(1, 2)
+
+    def work(self, layer: Layer, positions: int) -> Work:
+        """Returns the work of the product, and of w2 on every part of the inputs and w1 after it."""
+        numbers = math.prod(layer.weight_shape)
+        if not layer.chains:
+            return Work(numbers, numbers + positions * numbers)
+        (a, parts), (b, _) = self._size_of_left(), self._size_of_right()
+        right = (self.w2, self.w2_a, self.w2_b, self.t2)
+        per_part = sum(factor.numel() for factor in right if factor is not None)
+        return Work(numbers, positions * (parts * per_part + a * parts * b))
 
     def completed(self, origin: Origin, *, corrections: bool) -> "Completion[Lokr]":
         """Returns the adapter with the scale that the header gives.

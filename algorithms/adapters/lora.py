@@ -11,6 +11,7 @@ tensors; a DyLoRA file is one too, cut by `sliced`. The bias of PEFT (`lora_B.bi
 the product. `reshape_weight` is ComfyUI's.
 """
 
+import math
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -26,7 +27,9 @@ from .base import (
     Completion,
     InitialConfig,
     Origin,
+    Pieces,
     Role,
+    Work,
     scale_of,
     widened,
 )
@@ -125,6 +128,14 @@ class Lora(Adapter):
             change = change + layer.over_channels(self.bias * self.scale, change)
         return change
 
+    def pieces(self, layer: Layer) -> Pieces | None:
+        """Returns both factors, but for norms and grouped convolutions, where they do not chain."""
+        if not layer.chains or self.rank == 0:
+            return None
+        up, down = self.up.flatten(1), self.down.flatten(1)
+        require_product(up, down, layer.weight_shape)
+        return Pieces(up, down, self.scale)
+
     def completed(self, origin: Origin, *, corrections: bool) -> "Completion[Lora]":
         """Returns the adapter with alpha from the header where the tensors have none."""
         return _completed(self, origin, corrections=corrections)
@@ -198,6 +209,14 @@ class LoraTucker(Adapter):
         if self.bias is not None:
             change = change + layer.over_channels(self.bias * self.scale, change)
         return change
+
+    def work(self, layer: Layer, positions: int) -> Work:
+        """Returns the work of the three small layers, or of the kernel."""
+        numbers = math.prod(layer.weight_shape)
+        outputs, inputs = layer.weight_shape[:2]
+        between, rank = self.mid.shape[:2]
+        chain = rank * inputs + self.mid.numel() + between * outputs
+        return Work(numbers * between, positions * chain)
 
     def completed(self, origin: Origin, *, corrections: bool) -> "Completion[LoraTucker]":
         """Returns the adapter with alpha from the header where the tensors have none."""

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..errors import ShapeError
 from ..layers import Layer
 from ..shapes import Float
-from .base import Adapter, Role, widened
+from .base import Adapter, Role, Work, widened
 
 Side = Literal["outputs", "inputs"]
 R = TypeVar("R", bound="Rotation")
@@ -104,6 +104,19 @@ class Rotation(Adapter):
             return change
         stretch = layer.over_channels(ready.stretch.to(y.dtype), y)
         return change + stretch * (layer.unbiased(y) + change)
+
+    def work(self, layer: Layer, positions: int) -> Work:
+        """Returns the work of turning the weight, or the outputs, or the inputs of a second product."""
+        numbers = math.prod(layer.weight_shape)
+        ready = self if self.turn is not None else self.prepared(_shapes_only(layer))
+        assert ready.turn is not None
+        side = layer.weight_shape[0] if self.side == "outputs" else numbers // layer.weight_shape[0]
+        stages = math.prod(ready.turn.shape[:-3])
+        each = stages * ready.turn.shape[-1] if ready.turn.ndim > 2 else ready.turn.numel() / side
+        if not ready._acts_on_channels(layer):
+            return Work(numbers * each, numbers * each + positions * numbers)
+        again = 0 if self.side == "outputs" else positions * numbers
+        return Work(numbers * each, positions * side * each + again)
 
     def _acts_on_channels(self, layer: Layer) -> bool:
         if self.side == "inputs":
@@ -191,9 +204,13 @@ def block_product(
     of a convolution.
     """
     count, size, _ = blocks.shape
-    parts = tensor.movedim(axis, -1).unflatten(-1, (-1, count, size))
-    product = torch.einsum("nij,...nj->...ni", blocks.to(tensor.dtype), parts)
-    return product.flatten(-3).movedim(-1, axis)
+    parts = tensor.unflatten(axis, (-1, count, size))
+    axis %= tensor.ndim
+    if axis == tensor.ndim - 1:
+        product = torch.einsum("nij,...nj->...ni", blocks.to(tensor.dtype), parts)
+    else:  # in place of the einsum, which would bring the axis to the end and back
+        product = (blocks.to(tensor.dtype) @ parts.flatten(axis + 3)).reshape(parts.shape)
+    return product.flatten(axis, axis + 2)
 
 
 def require_blocks(count: int, size: int, length: int, what: str) -> None:

@@ -25,6 +25,7 @@ from .base import (
     Completion,
     InitialConfig,
     Origin,
+    Pieces,
     Role,
     scale_of,
     widened,
@@ -77,6 +78,12 @@ class Tlora(Adapter):
         if self.up is None or self.down is None:
             return super().delta_output(x, y, layer)
         return Lora(self.up, self.down).delta_output(x, y, layer)
+
+    def pieces(self, layer: Layer) -> Pieces | None:
+        """Returns the change of this base as a low-rank product, once prepared."""
+        if self.up is None or self.down is None or not layer.chains:
+            return None
+        return Pieces(self.up, self.down)
 
     def completed(self, origin: Origin, *, corrections: bool) -> "Completion[Tlora]":
         """Returns the adapter with alpha from the header where the tensors have none."""

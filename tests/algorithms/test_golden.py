@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from anyadapter.algorithms.errors import FormatError
 from anyadapter.algorithms.formats.parse import AdapterSet, parse_file
 from anyadapter.algorithms.formats.read import read_file
-from anyadapter.algorithms.strength import Placed, hooked_output, merged_bias, merged_weight
-from layer_cases import LayerCase, layer_of
+from anyadapter.algorithms.strength import Placed, merged_bias, merged_weight
+from layer_cases import LayerCase, hooked_output, layer_of
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TOLERANCE = 1e-5
@@ -133,8 +133,8 @@ def hooked(case: LayerCase, placed: list[Placed]) -> Tensor:
         weight = case.weight
         if not item.adapter.prepares_from_weight:
             weight = torch.empty(weight.shape, device="meta")
-        ready.append(replace(item, adapter=item.adapter.prepared(weight).to("cpu", case.x.dtype)))
-    return hooked_output(case.x, case.module(case.x), case.layer, ready)
+        ready.append(replace(item, adapter=item.adapter.prepared(weight)))
+    return hooked_output(case.x, case.layer, ready)
 
 
 def merged(case: LayerCase, placed: list[Placed]) -> Tensor:

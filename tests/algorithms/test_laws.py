@@ -25,9 +25,10 @@ from anyadapter.algorithms.adapters.lora import Lora
 from anyadapter.algorithms.dispatch import Dispatcher
 from anyadapter.algorithms.errors import ShapeError
 from anyadapter.algorithms.layers import Rows
-from anyadapter.algorithms.strength import Placed, hooked_output
+from anyadapter.algorithms.plan import EXACT_IN_WEIGHT, LayerPlan
+from anyadapter.algorithms.strength import Placed, Strengths
 from checking import annotations_unchecked
-from layer_cases import LayerCase, norm_cases
+from layer_cases import WAYS, LayerCase, hooked_output, norm_cases
 
 STRENGTHS = (1.0, 0.5, -0.7)
 TOLERANCES = {torch.bfloat16: 0.02, torch.float16: 0.0025}
@@ -47,9 +48,8 @@ checked_above = annotations_unchecked()
 def hooked_at(adapter_case: AdapterCase, layer: LayerCase) -> dict[float, Tensor]:
     """Strength -> the output with a hook, for an adapter that was prepared once."""
     ready = layer.prepared(Placed(adapter_case.on(layer), 1.0))
-    base = base_of(layer)
     return {
-        strength: hooked_output(layer.x, base, layer.layer, [replace(ready, strength=strength)])
+        strength: hooked_output(layer.x, layer.layer, [replace(ready, strength=strength)])
         for strength in STRENGTHS
     }
 
@@ -82,12 +82,42 @@ def test_hook_equals_merge(adapter_case: AdapterCase, layer_case: LayerCase) -> 
 
 
 @each_pair
+def test_a_hook_in_the_weight_equals_one_on_the_output(
+    adapter_case: AdapterCase, layer_case: LayerCase
+) -> None:
+    ready = layer_case.prepared(Placed(adapter_case.on(layer_case), 1.0))
+    layer = layer_case.layer
+    for strength, output in hooked_at(adapter_case, layer_case).items():
+        placed = [replace(ready, strength=strength)]
+        with said(f"strength {strength}"):
+            assert_close(hooked_output(layer_case.x, layer, placed, "in the weight"), output)
+
+
+@each_pair
+@checked_above
+def test_elements_of_a_batch_may_have_strengths_of_their_own(
+    adapter_case: AdapterCase, layer_case: LayerCase
+) -> None:
+    ready = layer_case.prepared(Placed(adapter_case.on(layer_case), 1.0))
+    layer, x = layer_case.layer, torch.cat([layer_case.x, layer_case.x])
+    base, full = base_of(layer_case), hooked_at(adapter_case, layer_case)[1.0]
+    plan = LayerPlan(layer, [ready], x.device, x.dtype)
+    numbers = (0.5, -0.7, 0.0, 1.0)
+    each = torch.tensor(numbers, dtype=x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+    expected = torch.cat([base, base]) + each * torch.cat([full - base, full - base])
+    strengths = Strengths([numbers])
+    assert_close(plan.on_output(x, layer, strengths), expected)
+    assert_close(plan.in_weight(x, layer, strengths, layer_case.weight), expected)
+
+
+@each_pair
 @checked_above
 def test_strength_zero_is_the_base_exactly(
     adapter_case: AdapterCase, layer_case: LayerCase
 ) -> None:
     placed = [Placed(adapter_case.on(layer_case), 0.0)]
-    assert torch.equal(layer_case.hooked(placed), base_of(layer_case))
+    for way in WAYS:
+        assert torch.equal(layer_case.hooked(placed, way), base_of(layer_case))
     assert torch.equal(layer_case.merged(placed), base_of(layer_case))
 
 
@@ -114,7 +144,11 @@ def test_low_precision_stays_near_float64(adapter_case: AdapterCase, layer_case:
     adapter, exact = adapter_case.on(layer_case), hooked_at(adapter_case, layer_case)[0.5]
     for dtype, tolerance in TOLERANCES.items():
         low = in_dtype(layer_case, dtype)
-        for result in (low.hooked([Placed(adapter, 0.5)]), low.merged([Placed(adapter, 0.5)])):
+        placed = [Placed(adapter, 0.5)]
+        results = [low.hooked(placed), low.merged(placed)]
+        if dtype in EXACT_IN_WEIGHT:
+            results.append(low.hooked(placed, "in the weight"))
+        for result in results:
             assert result.dtype == dtype
             assert (result.double() - exact).norm() < tolerance * exact.norm(), dtype
 
@@ -142,13 +176,14 @@ def test_every_ordered_pair_of_methods_adds(layer_name: str) -> None:
     first = [Placed(adapter, 0.5) for adapter in adapters]
     second = [replace(item, strength=-0.7) for item in first]
     ready = [layer.prepared(item) for item in first]
-    effects = [hooked_output(layer.x, base, layer.layer, [item]) - base for item in ready]
+    effects = [hooked_output(layer.x, layer.layer, [item]) - base for item in ready]
     with annotations_unchecked():  # the other laws check them on the same adapters and layers
         for one, other in itertools.permutations(range(len(adapters)), 2):
             expected = base + effects[one] - 1.4 * effects[other]
             placed = [ready[one], replace(ready[other], strength=-0.7)]
             with said(f"{adapters[one].name} and {adapters[other].name}"):
-                assert_close(hooked_output(layer.x, base, layer.layer, placed), expected)
+                for way in WAYS:
+                    assert_close(hooked_output(layer.x, layer.layer, placed, way), expected)
                 assert_close(layer.merged([first[one], second[other]]), expected)
 
 
@@ -159,7 +194,8 @@ def test_all_methods_together_add_whatever_their_order(layer_name: str) -> None:
     base = base_of(layer)
     expected = base + sum(layer.hooked([item]) - base for item in placed)
     for order in (placed, placed[::-1]):
-        assert_close(layer.hooked(order), expected)
+        for way in WAYS:
+            assert_close(layer.hooked(order, way), expected)
         assert_close(layer.merged(order), expected)
 
 
@@ -181,7 +217,8 @@ def require_law_of_rows(adapter_case: AdapterCase, layer: LayerCase, rows: Rows)
     narrow = replace(layer, name="narrow", layer=layer.layer.narrowed(rows))
     some = Placed(adapter_case.make(narrow), 0.5, rows)
     placed = [some, Placed(adapter_case.on(layer), 1.0)]
-    assert_close(layer.hooked(placed), layer.merged(placed))
+    for way in WAYS:
+        assert_close(layer.hooked(placed, way), layer.merged(placed))
     change = layer.hooked([some]) - base_of(layer)
     axis = layer.layer.channel_axis(change)
     others = [other for other in range(change.ndim) if other != axis]
@@ -213,7 +250,8 @@ def test_a_start_changes_nothing_and_can_be_trained(method: type[Adapter]) -> No
         start = method.initial(layer.layer, InitialConfig(rank=4, alpha=2.0), generator)
         start = start.to("cpu", torch.float64)
         with said(layer.name):
-            assert torch.equal(layer.hooked([Placed(start, 1.0)]), base_of(layer))
+            for way in WAYS:
+                assert torch.equal(layer.hooked([Placed(start, 1.0)], way), base_of(layer))
             tensors = start.tensors().values()
             tensors = [tensor for tensor in tensors if tensor.is_floating_point()]
             for tensor in tensors:
@@ -245,15 +283,16 @@ def test_factors_of_one_column_change_a_norm_or_do_not_fit(method: str, layer: L
         merged = layer.merged(placed)
     except ShapeError:
         return
-    assert_close(layer.hooked(placed), merged)
+    for way in WAYS:
+        assert_close(layer.hooked(placed, way), merged)
 
 
 def test_a_dispatcher_passes_calls_on_once_it_is_retired() -> None:
     layer, adapters = methods_on("linear")
     base = base_of(layer)
-    dispatcher = Dispatcher(
-        layer.module.forward, layer.layer, lambda *_: [Placed(adapters[0], 1.0)]
-    )
+    plan = LayerPlan(layer.layer, [Placed(adapters[0], 1.0)], layer.x.device, layer.x.dtype)
+    running = (plan, Strengths([[1.0]]))
+    dispatcher = Dispatcher(layer.module.forward, layer.layer, lambda *_: running, alone=True)
     assert not torch.equal(dispatcher.forward(layer.x), base)
     assert torch.equal(dispatcher.forward(input=layer.x), dispatcher.forward(layer.x))
     dispatcher.retire()

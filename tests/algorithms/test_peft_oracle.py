@@ -12,9 +12,9 @@ from anyadapter.algorithms.adapters.base import Adapter
 from anyadapter.algorithms.formats.parse import AdapterSet, parse_file
 from anyadapter.algorithms.formats.read import read_file
 from anyadapter.algorithms.layers import Layer
-from anyadapter.algorithms.strength import Placed, hooked_output, merged_bias, merged_weight
+from anyadapter.algorithms.strength import Placed, merged_bias, merged_weight
 from import_peft import peft
-from layer_cases import LayerCase, layer_of
+from layer_cases import LayerCase, hooked_output, layer_of
 
 # What PEFT says of itself: of its sparse tensors, of every layer norm, and of every bias.
 pytestmark = [
@@ -191,7 +191,7 @@ def test_hook_and_merge_equal_the_forward_of_peft(trained: tuple[Any, AdapterSet
         merged = case.with_base(weight, merged_bias(case.bias, weight.shape[0], placed))
         assert relative(merged, expected, plain) < 1e-5
         ready = [Placed(prepared(one, case.layer, case.weight), 1.0) for one in adapters]
-        hooked = hooked_output(case.x, plain, case.layer, ready)
+        hooked = hooked_output(case.x, case.layer, ready)
         assert relative(hooked, expected, plain) < 1e-5
     targets = model.peft_config["default"].target_modules
     assert len(parsed.adapters) == len(targets)
@@ -222,5 +222,5 @@ def test_an_adalora_that_lost_ranks_keeps_the_scale_of_its_first_rank(tmp_path: 
         base = layers[name].get_base_layer()
         case = layer_case(base, name)
         ready = Placed(prepared(adapter, case.layer, case.weight), 1.0)
-        hooked = hooked_output(case.x, base(case.x), case.layer, [ready])
+        hooked = hooked_output(case.x, case.layer, [ready])
         torch.testing.assert_close(hooked, layers[name](case.x), rtol=1e-5, atol=1e-6)

@@ -9,7 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from anyadapter.algorithms.layers import Layer
-from anyadapter.algorithms.strength import Placed, hooked_output, merged_bias, merged_weight
+from anyadapter.algorithms.plan import LayerPlan, Way
+from anyadapter.algorithms.strength import Placed, Strengths, merged_bias, merged_weight
+
+WAYS: tuple[Way, ...] = ("in the weight", "on the output")
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,12 +48,11 @@ class LayerCase:
         weight = weight if item.rows is None else item.rows.take(weight)
         if not item.adapter.prepares_from_weight:
             weight = torch.empty(weight.shape, device="meta")
-        return replace(item, adapter=item.adapter.prepared(weight).to("cpu", self.x.dtype))
+        return replace(item, adapter=item.adapter.prepared(weight))
 
-    def hooked(self, placed: Sequence[Placed]) -> Tensor:
+    def hooked(self, placed: Sequence[Placed], way: Way = "on the output") -> Tensor:
         """Returns the output with adapters as hooks."""
-        ready = [self.prepared(item) for item in placed]
-        return hooked_output(self.x, self.module(self.x), self.layer, ready)
+        return hooked_output(self.x, self.layer, [self.prepared(item) for item in placed], way)
 
     def merged(self, placed: Sequence[Placed]) -> Tensor:
         """Returns the output with adapters in the weight and the bias."""
@@ -64,6 +66,22 @@ class LayerCase:
         return LayerCase(self.name, module, layer_of(module), self.x.to(dtype))
 
 
+def hooked_output(
+    x: Tensor, layer: Layer, placed: Sequence[Placed], way: Way = "on the output"
+) -> Tensor:
+    """Returns the output of a layer with adapters that are prepared, by one way or the other."""
+    strengths = Strengths([[item.strength] for item in placed])
+    plan = LayerPlan(layer, placed, x.device, x.dtype)
+    if strengths.are_zero:
+        return plan.run(x, layer, strengths)
+    if way == "on the output":
+        return plan.on_output(x, layer, strengths)
+    assert layer.plain_weight is not None
+    weight = layer.plain_weight(x)
+    assert weight is not None
+    return plan.in_weight(x, layer, strengths, weight)
+
+
 def layer_of(module: nn.Module) -> Layer:
     """Describes a module of torch, written apart from the host's own reading of modules."""
 
@@ -74,7 +92,15 @@ def layer_of(module: nn.Module) -> Layer:
         bias = getattr(module, "bias", None)
         return None if bias is None else bias.detach().to(device, dtype)
 
-    own = {"run": module.forward, "read_weight": read_weight, "read_bias": read_bias}
+    def plain_weight(x: Tensor) -> Tensor | None:
+        return module.weight.detach() if module.weight.dtype == x.dtype else None
+
+    own = {
+        "run": module.forward,
+        "read_weight": read_weight,
+        "read_bias": read_bias,
+        "plain_weight": plain_weight,
+    }
     shape = tuple(module.weight.shape)
     if isinstance(module, nn.Linear):
         return Layer("linear", shape, **own)
