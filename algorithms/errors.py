@@ -47,3 +47,7 @@ class AmbiguousNameError(AdapterError):
 
 class UnsupportedLayerError(AdapterError):
     """A method has no meaning on this kind of layer, or a layer cannot be reached."""
+
+
+class ScheduleError(AdapterError):
+    """Points or widgets describe no curve over the steps."""

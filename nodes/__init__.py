@@ -3,8 +3,12 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .loading import LoadAdapter
+from .routes import register_routes
+from .scheduling import AdapterSchedule
 
-NODES: list[type[io.ComfyNode]] = [LoadAdapter]
+NODES: list[type[io.ComfyNode]] = [LoadAdapter, AdapterSchedule]
+
+register_routes()
 
 
 class AnyAdapterExtension(ComfyExtension):

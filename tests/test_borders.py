@@ -18,6 +18,7 @@ OWN_PARTS = {
     "formats": {"formats", "adapters", "errors", "shapes"},
     "families": {"families", "keymap"},
     "binding": {"adapters", "keymap", "families", "formats", "errors"},
+    "schedule": {"errors"},
     "report": {"adapters", "errors", "families", "formats"},
 }
 FOREIGN = {"torch", "safetensors", "jaxtyping"}

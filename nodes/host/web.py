@@ -1,0 +1,15 @@
+"""Routes of our own on the host's web server."""
+
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+from server import PromptServer
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def on_get(path: str, handler: Handler) -> None:
+    """Makes `handler` answer `GET path`; does nothing where no server runs."""
+    server = getattr(PromptServer, "instance", None)  # set once the server has been made
+    if server is not None:
+        server.routes.get(path)(handler)

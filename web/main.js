@@ -1,0 +1,11 @@
+// Tells the page about the pack; the only module with a side effect.
+
+import { app } from "../../scripts/app.js";
+import { addSchedulePlot } from "./schedule_plot.js";
+
+app.registerExtension({
+  name: "anyadapter",
+  nodeCreated(node) {
+    if (node.comfyClass === "AnyAdapterSchedule") addSchedulePlot(node);
+  },
+});

@@ -1,0 +1,236 @@
+// The plot in the node Adapter Schedule.
+//
+// It is an SVG and not a canvas: so it is sharp at every zoom, and its colours follow the theme by
+// themselves, as they are the variables of ComfyUI's own style.
+
+import { app } from "../../scripts/app.js";
+import { scheduleCurve } from "./api.js";
+
+/** @import { Curve } from "./api.js" */
+
+const MIN_HEIGHT = 130;
+const WAIT_MS = 150;
+const MARGIN = { left: 34, right: 12, top: 10, bottom: 20 };
+const GAP_BETWEEN_LABELS = 36;
+const SVG = "http://www.w3.org/2000/svg";
+const STYLE = {
+  frame:
+    "position: relative; box-sizing: border-box; width: 100%; overflow: hidden; border-radius: 4px;" +
+    `min-height: ${MIN_HEIGHT}px; background: var(--comfy-input-bg); color: var(--input-text);` +
+    "font: 10px sans-serif;",
+  picture: "position: absolute; inset: 0; width: 100%; height: 100%;",
+  note:
+    "position: absolute; inset: 0; padding: 8px 10px; overflow: auto; font-size: 12px;" +
+    "line-height: 1.35; white-space: pre-wrap; overflow-wrap: anywhere;",
+  grid: "stroke: var(--input-text); stroke-opacity: 0.18;",
+  zero: "stroke: var(--input-text); stroke-opacity: 0.5;",
+  label: "fill: var(--input-text); fill-opacity: 0.75;",
+  curve: "fill: none; stroke: var(--p-primary-color); stroke-width: 2; stroke-linejoin: round;",
+};
+
+/**
+ * Adds the plot below the widgets of a node and keeps it up to date.
+ *
+ * @param {import("comfyui").Node} node
+ */
+export function addSchedulePlot(node) {
+  const widgets = [...node.widgets];
+  const plot = new Plot();
+  const widget = node.addDOMWidget("plot", "anyadapter_plot", plot.element, {
+    serialize: false, // not sent with the prompt
+    getMinHeight: () => MIN_HEIGHT,
+  });
+  widget.serialize = false; // not stored in the workflow
+
+  const update = debounced(async (/** @type {() => boolean} */ isLatest) => {
+    const linked = node.inputs.find((input) => input.widget && input.link != null);
+    if (linked) {
+      plot.show(`${linked.name} comes from another node, so the curve is known when it runs.`);
+      return;
+    }
+    try {
+      const values = widgets.map((one) => [one.name, String(one.value)]);
+      const curve = await scheduleCurve(Object.fromEntries(values));
+      if (isLatest()) plot.show(curve);
+    } catch (error) {
+      if (isLatest()) plot.show(error instanceof Error ? error.message : String(error));
+    }
+  });
+  for (const one of widgets) one.callback = followedBy(one.callback, update);
+  node.onConfigure = followedBy(node.onConfigure, update); // loaded, pasted, undone
+  node.onConnectionsChange = followedBy(node.onConnectionsChange, update);
+  node.onRemoved = followedBy(node.onRemoved, () => plot.close());
+  update();
+}
+
+/** The element, with what it shows: a curve, or a sentence in its place. */
+class Plot {
+  /** @type {Curve | string} */
+  #shown = "";
+  #picture = document.createElementNS(SVG, "svg");
+  #note = document.createElement("div");
+  #observer = new ResizeObserver(() => this.#draw());
+  element = document.createElement("div");
+
+  constructor() {
+    this.element.style.cssText = STYLE.frame;
+    this.#picture.style.cssText = STYLE.picture;
+    this.#note.style.cssText = STYLE.note;
+    this.#note.setAttribute("role", "status");
+    this.element.append(this.#picture, this.#note);
+    this.element.addEventListener("wheel", zoomCanvas);
+    this.#observer.observe(this.element);
+  }
+
+  /** @param {Curve | string} shown */
+  show(shown) {
+    this.#shown = shown;
+    this.#draw();
+  }
+
+  close() {
+    this.#observer.disconnect();
+  }
+
+  #draw() {
+    const text = typeof this.#shown === "string" ? this.#shown : "";
+    this.#note.textContent = text;
+    this.#note.style.display = text ? "" : "none";
+    const { clientWidth, clientHeight } = this.element;
+    const drawn =
+      typeof this.#shown === "string" ? [] : elements(this.#shown, clientWidth, clientHeight);
+    this.#picture.replaceChildren(...drawn);
+  }
+}
+
+/**
+ * Returns the drawing of a curve: grid, labels, and the line.
+ *
+ * @param {Curve} curve
+ * @param {number} width
+ * @param {number} height
+ */
+function elements(curve, width, height) {
+  const values = ticks(Math.min(curve.low, 0), Math.max(curve.high, 0), height < 180 ? 3 : 5);
+  const low = values[0] ?? 0;
+  const high = values.at(-1) ?? 1;
+  const across = width - MARGIN.left - MARGIN.right;
+  const upwards = height - MARGIN.top - MARGIN.bottom;
+  const x = (/** @type {number} */ progress) => round(MARGIN.left + progress * across);
+  const y = (/** @type {number} */ value) =>
+    round(MARGIN.top + ((high - value) / (high - low)) * upwards);
+  const drawn = [];
+  const steps = across / 4 < GAP_BETWEEN_LABELS ? 2 : 4;
+  for (let step = 0; step <= steps; step++) {
+    const place = { x: x(step / steps), y: height - 6, "text-anchor": "middle" };
+    drawn.push(line(x(step / steps), y(low), x(step / steps), y(high), STYLE.grid));
+    drawn.push(label(place, `${(100 * step) / steps}%`));
+  }
+  for (const value of values) {
+    const place = { x: MARGIN.left - 5, y: y(value) + 3.5, "text-anchor": "end" };
+    drawn.push(line(x(0), y(value), x(1), y(value), value === 0 ? STYLE.zero : STYLE.grid));
+    drawn.push(label(place, String(value)));
+  }
+  const points = curve.points.map(([progress, value]) => `${x(progress)},${y(value)}`).join(" ");
+  drawn.push(element("polyline", { points, style: STYLE.curve }));
+  return drawn;
+}
+
+/**
+ * Returns round numbers that enclose a range, evenly spaced, with 0 among them where it is inside.
+ *
+ * @param {number} low
+ * @param {number} high
+ * @param {number} count About how many.
+ */
+export function ticks(low, high, count) {
+  if (low === high) high = low + 1;
+  const rough = (high - low) / (count - 1);
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const step = power * ([1, 2, 2.5, 5].find((factor) => factor * power >= rough * 0.999) ?? 10);
+  const first = Math.floor(low / step + 1e-9);
+  const last = Math.ceil(high / step - 1e-9);
+  return Array.from({ length: last - first + 1 }, (_, index) =>
+    Number(((first + index) * step).toPrecision(6)),
+  );
+}
+
+/**
+ * @param {number} x1
+ * @param {number} y1
+ * @param {number} x2
+ * @param {number} y2
+ * @param {string} style
+ */
+function line(x1, y1, x2, y2, style) {
+  return element("line", { x1, y1, x2, y2, style });
+}
+
+/**
+ * @param {Record<string, string | number>} attributes
+ * @param {string} text
+ */
+function label(attributes, text) {
+  const made = element("text", { ...attributes, style: STYLE.label });
+  made.textContent = text;
+  return made;
+}
+
+/**
+ * @param {string} name
+ * @param {Record<string, string | number>} attributes
+ */
+function element(name, attributes) {
+  const made = document.createElementNS(SVG, name);
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, String(value));
+  return made;
+}
+
+/** @param {number} number */
+function round(number) {
+  return Math.round(number * 10) / 10;
+}
+
+/**
+ * Zooms as on the bare canvas: the element of a widget would swallow the wheel.
+ *
+ * @param {WheelEvent} event
+ */
+function zoomCanvas(event) {
+  event.preventDefault();
+  event.stopPropagation();
+  app.canvas.processMouseWheel(event);
+}
+
+/**
+ * Returns a function that calls `first`, if there is one, with all it gets, and then `second`.
+ *
+ * @param {((...values: any[]) => any) | null | undefined} first
+ * @param {() => void} second
+ * @returns {(...values: any[]) => any}
+ */
+function followedBy(first, second) {
+  return function (/** @type {any} */ ...values) {
+    // @ts-expect-error `this` is whatever the page calls it on
+    const result = first?.apply(this, values);
+    second();
+    return result;
+  };
+}
+
+/**
+ * Returns a function that runs `action` once after the last of several calls in a row.
+ *
+ * @param {(isLatest: () => boolean) => Promise<void>} action Gets a function that tells whether it was
+ *   not called again since.
+ * @returns {() => void}
+ */
+function debounced(action) {
+  let calls = 0;
+  let timer = 0;
+  return () => {
+    const call = ++calls;
+    clearTimeout(timer);
+    timer = setTimeout(() => action(() => call === calls), WAIT_MS);
+  };
+}
