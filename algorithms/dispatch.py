@@ -38,9 +38,7 @@ class Dispatcher:
                 somebody put before it.
         """
         self._original = original
-        self._layer = replace(
-            layer, run=original, plain_weight=layer.plain_weight if alone else None
-        )
+        self._layer = replace(layer, run=original, lend_weight=layer.lend_weight if alone else None)
         self._running: Running | None = running
         self._alone = alone
 
@@ -57,7 +55,7 @@ class Dispatcher:
         layer = self._layer
         if rest or kwargs:  # which only the module itself understands
             run = partial(_with, self._original, rest, kwargs)
-            layer = replace(layer, run=run, plain_weight=None)
+            layer = replace(layer, run=run, lend_weight=None)
         return plan.run(x, layer, strengths, fresh=self._alone)
 
     def retire(self) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -17,8 +18,9 @@ Run = Callable[[Tensor], Tensor]
 """Computes a layer without adapters on an input."""
 ReadWeight = Callable[[torch.device, torch.dtype], Tensor]
 """Gives the base weight as an ordinary tensor on a device, in a dtype."""
-PlainWeight = Callable[[Tensor], Tensor | None]
-"""Gives the very weight that `forward` would use on an input, or None where it is no such tensor."""
+LendWeight = Callable[[Tensor], AbstractContextManager[Tensor | None]]
+"""Lends the very weight that `forward` would use on an input, an ordinary tensor on its device and in
+its dtype that must not be written to; or None where `forward` uses none such."""
 ReadBias = Callable[[torch.device, torch.dtype], Tensor | None]
 """Gives the base bias, or None where the layer has none."""
 
@@ -74,7 +76,7 @@ class Layer:
     read_weight: ReadWeight | None = field(default=None, compare=False)
     """Called only for methods that need the numbers of the weight."""
     read_bias: ReadBias | None = field(default=None, compare=False)
-    plain_weight: PlainWeight | None = field(default=None, compare=False)
+    lend_weight: LendWeight | None = field(default=None, compare=False)
     """None where `forward` may do more than apply the weight, or nobody said that it does not."""
 
     @property
@@ -145,7 +147,7 @@ class Layer:
             run=run_rows if run is not None else None,
             read_weight=read_rows if read_weight is not None else None,
             read_bias=read_bias_rows,
-            plain_weight=None,
+            lend_weight=None,
         )
 
     def apply(

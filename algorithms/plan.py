@@ -200,10 +200,11 @@ class LayerPlan:
                 f"batch of {strengths.elements} that have different strengths, and which belongs to "
                 "which is not known. Give all prompts the same strength of this adapter."
             )
-        if self.way(layer, layer.positions(x), len(strengths.runs())) == "in the weight":
-            weight = None if layer.plain_weight is None else layer.plain_weight(x)
-            if weight is not None:
-                return self.in_weight(x, layer, strengths, weight)
+        runs = 1 if strengths.are_equal else len(strengths.runs())
+        if layer.lend_weight and self.way(layer, layer.positions(x), runs) == "in the weight":
+            with layer.lend_weight(x) as weight:
+                if weight is not None:
+                    return self.in_weight(x, layer, strengths, weight)
         return self.on_output(x, layer, strengths, fresh=fresh)
 
     def way(self, layer: Layer, positions: int, runs: int = 1) -> Way:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .adapters.base import Adapter, widened
 from .layers import Rows
+from .schedule import Schedule
 from .shapes import Float
 
 
@@ -26,6 +27,66 @@ class Placed:
     adapter: Adapter
     strength: float
     rows: Rows | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a conditioning asks of adapters: a factor on their strength wherever it is used."""
+
+    adapter: str
+    """Name of the file; empty for all."""
+    strength: float
+    schedule: Schedule | None = None
+
+
+@dataclass(frozen=True)
+class Dial:
+    """What sets the strength of one file on one model: node x schedule x conditioning."""
+
+    strength: float
+    name: str = ""
+    """Of the file, by which a conditioning can ask for it."""
+    schedule: Schedule | None = None
+    on_request: bool = False
+    """Whether it acts only on conditionings that ask for it."""
+
+    def at(self, progress: float, requests: Sequence[Request] = ()) -> float:
+        """Returns the strength at a moment of sampling, for one element of the batch.
+
+        Args:
+            progress: 0 at the first step, 1 at the end.
+            requests: Those of its conditioning; one by name counts before one for all, and of two
+                alike the later one.
+        """
+        strength = self.strength * _factor(self.schedule, progress)
+        found: Request | None = None
+        for request in requests:
+            if request.adapter == self.name or (
+                not request.adapter and (found is None or not found.adapter)
+            ):
+                found = request
+        if found is None:
+            return 0.0 if self.on_request else strength
+        return strength * found.strength * _factor(found.schedule, progress)
+
+
+def _factor(schedule: Schedule | None, progress: float) -> float:
+    return 1.0 if schedule is None else schedule.at(progress)
+
+
+class Moment:
+    """The strengths of all files on a model, for one call of it."""
+
+    def __init__(self, levels: Sequence[Sequence[float]]) -> None:
+        """Takes, for each dial, one strength or one for each element of the batch."""
+        self.levels = tuple(map(tuple, levels))
+        self._found: dict[tuple[int, ...], Strengths] = {}
+
+    def strengths(self, dials: tuple[int, ...]) -> "Strengths":
+        """Returns the strengths of adapters that hang on these dials, for each adapter its own."""
+        if dials not in self._found:
+            self._found[dials] = Strengths([self.levels[dial] for dial in dials])
+        return self._found[dials]
 
 
 class Strengths:

@@ -2,11 +2,12 @@
 
 from comfy_api.latest import ComfyExtension, io
 
+from .conditioning import AdapterForConditioning
 from .loading import LoadAdapter
 from .routes import register_routes
 from .scheduling import AdapterSchedule
 
-NODES: list[type[io.ComfyNode]] = [LoadAdapter, AdapterSchedule]
+NODES: list[type[io.ComfyNode]] = [LoadAdapter, AdapterSchedule, AdapterForConditioning]
 
 register_routes()
 

@@ -13,18 +13,24 @@ from ..algorithms.families import in_text_encoder
 from ..algorithms.formats.parse import AdapterSet
 from ..algorithms.keymap import KeyMap
 from ..algorithms.report import Coverage, report
+from ..algorithms.schedule import Schedule
+from ..algorithms.strength import Dial
 from .host.applying import Applied, Mode, apply
 from .host.embeddings import offer
 from .host.files import adapter_names, adapter_state, load_adapter
 from .host.keymaps import diffusion_model_key_map, text_encoder_key_map
+from .host.memory import AUTOMATIC
 from .host.messages import show_text
 from .schema import advanced
+from .sockets import ScheduleSocket
 
 MODEL = "diffusion model"
 CLIP = "text encoder"
 KEY_MAPS = {MODEL: diffusion_model_key_map, CLIP: text_encoder_key_map}
 AS_TRAINED = "as trained"
 AS_OTHERS = "as other loaders do"
+EVERY_CONDITIONING = "every conditioning"
+ASKING_CONDITIONINGS = "conditionings that ask for it"
 STRENGTH = {"default": 1.0, "min": -20.0, "max": 20.0, "step": 0.01}
 
 
@@ -89,6 +95,33 @@ class LoadAdapter(io.ComfyNode):
                         "says so; the second choice leaves it as it is elsewhere.",
                     )
                 ),
+                ScheduleSocket.Input(
+                    "schedule",
+                    optional=True,
+                    tooltip="A curve that strength_model follows during sampling: connect Adapter "
+                    "Schedule. Only in mode hook.",
+                ),
+                advanced(
+                    io.Combo.Input(
+                        "acts_on",
+                        options=[EVERY_CONDITIONING, ASKING_CONDITIONINGS],
+                        default=EVERY_CONDITIONING,
+                        optional=True,
+                        tooltip="Which conditionings the adapter acts on in the diffusion model: all, "
+                        "or those that passed through Adapter for Conditioning. Only in mode hook.",
+                    )
+                ),
+                advanced(
+                    io.Int.Input(
+                        "memory_mb",
+                        default=AUTOMATIC,
+                        min=AUTOMATIC,
+                        max=1 << 20,
+                        optional=True,
+                        tooltip="Memory in MB for weights that hooks have built and would build again "
+                        "at each step. -1 takes a twentieth of what is free; 0 keeps none.",
+                    )
+                ),
             ],
             outputs=[
                 io.Model.Output(),
@@ -121,10 +154,23 @@ class LoadAdapter(io.ComfyNode):
         scale: str = AS_TRAINED,
         model: Any = None,
         clip: Any = None,
+        schedule: Schedule | None = None,
+        acts_on: str = EVERY_CONDITIONING,
+        memory_mb: int = AUTOMATIC,
     ) -> io.NodeOutput:
         """Returns the adapted model and text encoders, with a report on the node."""
         parts: dict[str, Any] = {MODEL: model, CLIP: clip}
         strengths = {MODEL: strength_model, CLIP: strength_clip}
+        on_request = acts_on == ASKING_CONDITIONINGS
+        if mode == "patch" and (schedule is not None or on_request):
+            raise AdapterError(
+                "A patched weight is the same at every step and for every conditioning: for a "
+                "schedule, or an adapter of some conditionings, choose mode hook."
+            )
+        dials = {
+            MODEL: Dial(strength_model, adapter, schedule, on_request),
+            CLIP: Dial(strength_clip, adapter),
+        }
         connected = [name for name, part in parts.items() if part is not None]
         if not connected:
             raise AdapterError("Load Adapter has nothing to adapt: connect a model or a CLIP.")
@@ -147,7 +193,7 @@ class LoadAdapter(io.ComfyNode):
             notes += _other_family(adapter_set, [*key_maps.values()])
         coverage: list[Coverage] = []
         for name, binding in bindings.items():
-            parts[name], applied = _adapted(parts[name], binding, strengths[name], mode)
+            parts[name], applied = _adapted(parts[name], binding, dials[name], mode, memory_mb)
             coverage.append(_coverage(name, binding, applied, homeless))
             notes += _biases(applied)
             if strengths[name] == 0:
@@ -161,12 +207,15 @@ class LoadAdapter(io.ComfyNode):
         return io.NodeOutput(*parts.values(), text, ui={"text": [text]})
 
 
-def _adapted(part: Any, binding: Binding, strength: float, mode: Mode) -> tuple[Any, Applied]:
+def _adapted(
+    part: Any, binding: Binding, dial: Dial, mode: Mode, memory_mb: int
+) -> tuple[Any, Applied]:
     """Returns a clone of a MODEL or CLIP with the adapters, or itself where there is none."""
-    if strength == 0 or not binding.bound:
+    if dial.strength == 0 or not binding.bound:
         return part, Applied()
     adapted = part.clone()
-    return adapted, apply(getattr(adapted, "patcher", adapted), binding.bound, strength, mode)
+    patcher = getattr(adapted, "patcher", adapted)
+    return adapted, apply(patcher, binding.bound, dial, mode, memory_mb)
 
 
 def _coverage(part: str, binding: Binding, applied: Applied, homeless: Sequence[str]) -> Coverage:

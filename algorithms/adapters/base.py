@@ -141,9 +141,9 @@ class Pieces:
 class Work:
     """How much a method computes on a layer, in multiplications."""
 
-    in_weight: float
+    in_weight: int | float
     """Of `delta_weight`."""
-    on_output: float
+    on_output: int | float
     """Of `delta_output`."""
 
 

@@ -1,4 +1,4 @@
-"""The output path: which dispatchers stand on which modules, and for how long.
+"""The path of hooks: which dispatchers stand on which modules, and for how long.
 
 The adapters of a patcher lie in its `AdapterBank`, an attachment. ComfyUI calls `inject` when it
 loads the patcher and `eject` when it does something to the weights or loads another clone of the
@@ -8,88 +8,79 @@ at that moment, since clones share modules and a deep clone brings its own.
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from comfy.model_patcher import ModelPatcher
-from comfy.patcher_extension import CallbacksMP, PatcherInjection
+from comfy.patcher_extension import CallbacksMP, PatcherInjection, WrappersMP
 from torch import Tensor, nn
 
-from ...algorithms.adapters import Adapter
 from ...algorithms.binding import Bound
 from ...algorithms.dispatch import Dispatcher
-from ...algorithms.layers import Layer
-from ...algorithms.strength import Placed
+from ...algorithms.plan import LayerPlan
+from ...algorithms.strength import Dial, Moment, Placed, Strengths
 from .layers import layer_of
+from .memory import AUTOMATIC, PlanStore, charge, store_of
+from .moments import note_requests, set_strengths
 
 KEY = "anyadapter"
 INSTALLED = "anyadapter_installed"
 """Attribute of a model: the dispatchers on its modules and the bank they belong to."""
 
 
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """The adapters of one file on one model, and what sets their strength."""
+
+    bound: tuple[Bound, ...]
+    dial: Dial
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """The adapters of one module, and of each the place of its dial in the bank."""
+
+    placed: tuple[Placed, ...]
+    dials: tuple[int, ...]
+
+
 class AdapterBank:
-    """The adapters of one patcher, by module, with their copies on the device.
+    """The adapters of one patcher, and how strong they are right now.
 
     A clone gets a bank of its own that shares the adapters. The bank is also the token of
     ownership: a clone that dies ejects too, and must not switch off the one that is in use.
     """
 
-    def __init__(self, placed: dict[str, tuple[Placed, ...]]) -> None:
-        self.placed = placed
-        self._moved: dict[tuple[str, torch.device, torch.dtype], tuple[Placed, ...]] = {}
-        self._base: object = None
+    def __init__(self, loaded: tuple[Loaded, ...] = (), memory_mb: int = AUTOMATIC) -> None:
+        """Takes what was loaded, and the memory for built weights in MB (or `AUTOMATIC`)."""
+        self.loaded = loaded
+        self.memory_mb = memory_mb
+        self.at_rest = Moment([[item.dial.at(0.0)] for item in loaded])
+        self.moment = self.at_rest
+        """Read at every call of a module; outside of sampling, the strengths of the first step."""
+        self.sites = _sites(loaded)
 
     def on_model_patcher_clone(self) -> "AdapterBank":
         """Returns the bank of a clone: called by the host."""
-        return AdapterBank(self.placed)
+        return AdapterBank(self.loaded, self.memory_mb)
 
-    def with_added(self, bound: Sequence[Bound], strength: float) -> "AdapterBank":
-        """Returns a bank that holds `bound` as well."""
-        placed: dict[str, list[Placed]] = defaultdict(list)
-        for module, items in self.placed.items():
-            placed[module].extend(items)
-        for item in bound:
-            placed[item.target.module].append(Placed(item.adapter, strength, item.target.rows))
-        return AdapterBank({module: tuple(items) for module, items in placed.items()})
-
-    def placed_on(
-        self, module: str, layer: Layer, device: torch.device, dtype: torch.dtype
-    ) -> tuple[Placed, ...]:
-        """Returns the adapters of a module, prepared for its base, at the first call.
-
-        Args:
-            module: Name of the module.
-            layer: The same module, which gives its weight to adapters that need it.
-            device: Where the tensors shall be.
-            dtype: Of the tensors; what is computed beforehand is computed in float32.
-        """
-        where = (module, device, dtype)
-        if where not in self._moved:
-            self._moved[where] = tuple(
-                replace(item, adapter=_prepared(item, layer, device).to(device, dtype))
-                for item in self.placed[module]
-            )
-        return self._moved[where]
-
-    def release(self) -> None:
-        """Forgets the copies on devices; they are made again at the next call."""
-        self._moved.clear()
-
-    def meet(self, base: object) -> None:
-        """Forgets what was prepared for other weights than those that `base` stands for."""
-        if base != self._base:
-            self.release()
-        self._base = base
+    def with_added(self, bound: Sequence[Bound], dial: Dial, memory_mb: int) -> "AdapterBank":
+        """Returns a bank that holds `bound` as well; the larger one of both memories counts."""
+        more = Loaded(tuple(bound), dial)
+        return AdapterBank((*self.loaded, more), max(self.memory_mb, memory_mb))
 
 
-def _prepared(item: Placed, layer: Layer, device: torch.device) -> Adapter:
-    adapter = item.adapter.to(device)
-    own = layer if item.rows is None else layer.narrowed(item.rows)
-    if adapter.prepares_from_weight:
-        return adapter.prepared(own.weight(torch.empty(0, device=device)))
-    return adapter.prepared(torch.empty(own.weight_shape, device="meta"))
+def _sites(loaded: Sequence[Loaded]) -> dict[str, Site]:
+    placed: dict[str, list[tuple[Placed, int]]] = defaultdict(list)
+    for dial, item in enumerate(loaded):
+        for bound in item.bound:
+            entry = (Placed(bound.adapter, 1.0, bound.target.rows), dial)
+            placed[bound.target.module].append(entry)
+    return {
+        module: Site(tuple(item for item, _ in entries), tuple(dial for _, dial in entries))
+        for module, entries in placed.items()
+    }
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,14 +121,20 @@ def can_hook(patcher: ModelPatcher, item: Bound) -> bool:
     return item.adapter.grown(shape) == shape
 
 
-def add_hooks(patcher: ModelPatcher, bound: Sequence[Bound], strength: float) -> None:
+def add_hooks(
+    patcher: ModelPatcher, bound: Sequence[Bound], dial: Dial, memory_mb: int = AUTOMATIC
+) -> None:
     """Adds adapters to the bank of `patcher`, which the caller has cloned."""
-    bank: AdapterBank = patcher.get_attachment(KEY) or AdapterBank({})
-    patcher.set_attachments(KEY, bank.with_added(bound, strength))
+    bank: AdapterBank = patcher.get_attachment(KEY) or AdapterBank()
+    bank = bank.with_added(bound, dial, memory_mb)
+    patcher.set_attachments(KEY, bank)
+    charge(patcher, _store(patcher, bank))
     if patcher.get_injections(KEY):
         return
     patcher.is_injected = False  # copied from an origin that another pack has injected
     patcher.set_injections(KEY, [PatcherInjection(inject, eject)])
+    patcher.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, note_requests)
+    patcher.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, _at_its_strengths)
     patcher.add_callback_with_key(CallbacksMP.ON_DETACH, KEY, _release)
     for event in ("ON_CLONE", "ON_DEEPCLONE_MULTIGPU", "ON_MATCH_MULTIGPU_CLONES"):
         if hasattr(CallbacksMP, event):
@@ -151,13 +148,14 @@ def inject(patcher: ModelPatcher) -> None:
         AttributeError: The model lacks a module; no dispatcher is left behind.
     """
     bank: AdapterBank = patcher.get_attachment(KEY)
+    store = _store(patcher, bank)
     # Another set of patches means other weights, and so do the patches of conditioning hooks.
-    bank.meet((patcher.patches_uuid, patcher.current_hooks))
+    store.meet((patcher.patches_uuid, patcher.current_hooks))
     _remove(patcher.model)
     standing: list[_Standing] = []
     try:
-        for name in bank.placed:
-            standing.append(_install(patcher.model.get_submodule(name), name, bank))
+        for name in bank.sites:
+            standing.append(_install(patcher.model.get_submodule(name), name, bank, store))
     except BaseException:
         for item in reversed(standing):
             item.remove()
@@ -175,11 +173,23 @@ def eject(patcher: ModelPatcher) -> None:
         _remove(patcher.model)
 
 
-def _install(module: nn.Module, name: str, bank: AdapterBank) -> _Standing:
+def _store(patcher: ModelPatcher, bank: AdapterBank) -> PlanStore:
+    return store_of(
+        patcher, {name: site.placed for name, site in bank.sites.items()}, bank.memory_mb
+    )
+
+
+def _install(module: nn.Module, name: str, bank: AdapterBank, store: PlanStore) -> _Standing:
     layer = layer_of(module)
     assert layer is not None, "bound modules were checked by can_hook"
+    site = bank.sites[name]
+
+    def running(device: torch.device, dtype: torch.dtype) -> tuple[LayerPlan, Strengths]:
+        plan = store.plan(name, layer, site.placed, device, dtype)
+        return plan, bank.moment.strengths(site.dials)
+
     shadowed = module.__dict__.get("forward")
-    dispatcher = Dispatcher(module.forward, layer, partial(bank.placed_on, name, layer))
+    dispatcher = Dispatcher(module.forward, layer, running, alone=shadowed is None)
     forward = dispatcher.forward
     module.forward = forward
     return _Standing(module, dispatcher, forward, shadowed)
@@ -194,11 +204,20 @@ def _remove(model: nn.Module) -> None:
         delattr(model, INSTALLED)
 
 
-def _release(patcher: ModelPatcher, *_: Any) -> None:
-    """Frees the device copies of a patcher that the host unloads."""
+def _at_its_strengths(executor: Any, *args: Any, **kwargs: Any) -> Any:
+    """Calls the model with the strengths of its moment; a wrapper that the host calls."""
+    installed: _Installed | None = getattr(executor.class_obj, INSTALLED, None)
+    if installed is None:
+        return executor(*args, **kwargs)
+    bank = installed.bank
+    return set_strengths(bank, [item.dial for item in bank.loaded], executor, *args, **kwargs)
+
+
+def _release(patcher: ModelPatcher, unpatch_all: bool = True) -> None:
+    """Frees the plans of a patcher that the host unloads, and not those that a clone takes over."""
     bank: AdapterBank | None = patcher.get_attachment(KEY)
-    if bank is not None:
-        bank.release()
+    if bank is not None and unpatch_all:
+        _store(patcher, bank).release()
 
 
 def _mark_as_not_injected(old: ModelPatcher, new: ModelPatcher, *_: Any) -> None:

@@ -4,6 +4,8 @@ The host's linear layers of quantised models are no `torch.nn.Linear`, and other
 own; all of them have the attributes of the torch layer whose place they take.
 """
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -15,6 +17,9 @@ from torch import Tensor, nn
 from ...algorithms.errors import UnsupportedLayerError
 from ...algorithms.layers import Layer
 
+ORDINARY = (Tensor, nn.Parameter)
+"""Of quantised weights there are classes of tensors of their own."""
+
 
 def layer_of(module: Any) -> Layer | None:
     """Returns the layer that a module is, or None if no hook can serve it."""
@@ -23,7 +28,12 @@ def layer_of(module: Any) -> Layer | None:
     layer = _layer(module)
     if layer is None:
         return None
-    return replace(layer, read_weight=partial(_weight, module), read_bias=partial(_bias, module))
+    return replace(
+        layer,
+        read_weight=partial(_weight, module),
+        read_bias=partial(_bias, module),
+        lend_weight=partial(_lent, module) if _only_applies_its_weight(module) else None,
+    )
 
 
 def _layer(module: Any) -> Layer | None:
@@ -61,6 +71,30 @@ def _convolution(module: Any) -> Layer | None:
         module.groups,
         module.padding_mode,
     )
+
+
+def _only_applies_its_weight(module: Any) -> bool:
+    """Whether the module's class is torch's or the host's, and its weight holds its numbers."""
+    owner = getattr(getattr(type(module), "forward", None), "__module__", "")
+    known = owner == "comfy.ops" or owner.startswith("torch.nn.modules.")
+    return known and not hasattr(module, "convert_weight")
+
+
+@contextmanager
+def _lent(module: Any, x: Tensor) -> Generator[Tensor | None, None, None]:
+    """Lends the weight for an input as the module's own `forward` does: cast, moved, patched."""
+    weight = module.weight
+    if type(x) is not Tensor or type(weight) not in ORDINARY or not weight.is_floating_point():
+        yield None
+    elif not hasattr(module, "weight_function"):
+        yield weight if (weight.dtype, weight.device) == (x.dtype, x.device) else None
+    else:
+        comfy.ops.run_every_op()  # where the host looks whether it shall stop
+        lent, bias, stream = comfy.ops.cast_bias_weight(module, x, offloadable=True)
+        try:
+            yield lent
+        finally:
+            comfy.ops.uncast_bias_weight(module, lent, bias, stream)
 
 
 def _weight(module: Any, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -18,6 +18,7 @@ from anyadapter.algorithms.adapters.replacement import Replacement
 from anyadapter.algorithms.binding import bind
 from anyadapter.algorithms.formats.parse import AdapterSet
 from anyadapter.algorithms.keymap import KeyMap, Target
+from anyadapter.algorithms.strength import Dial
 from anyadapter.nodes.host import files
 from anyadapter.nodes.host.applying import Mode, apply
 
@@ -126,7 +127,7 @@ def test_a_control_lora_gives_the_weights_of_the_host(load, mode: Mode) -> None:
     assert expected["img_in.weight"].shape == (8, 10)
 
     ours = base.clone()
-    applied = apply(ours, bind(load(CONTROL), key_map(ours.model)).bound, 1.0, mode)
+    applied = apply(ours, bind(load(CONTROL), key_map(ours.model)).bound, Dial(1.0), mode)
     after = weights(ours)
     torch.testing.assert_close(after["img_in.weight"], expected["img_in.weight"])
     torch.testing.assert_close(after["key_norm.scale"], expected["key_norm.scale"])
@@ -143,7 +144,7 @@ def test_a_control_lora_gives_the_weights_of_the_host(load, mode: Mode) -> None:
 def test_a_grown_weight_is_computed_while_it_runs_too(load) -> None:
     base = ModelPatcher(Model(), CPU, CPU)
     ours = base.clone()
-    apply(ours, bind(load(CONTROL), key_map(ours.model)).bound, 1.0, "patch")
+    apply(ours, bind(load(CONTROL), key_map(ours.model)).bound, Dial(1.0), "patch")
     weights(ours)
     x = torch.randn(2, 10)
     whole = ours.model(x)

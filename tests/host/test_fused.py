@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from anyadapter.algorithms.binding import bind
 from anyadapter.algorithms.formats.parse import parse_tensors
 from anyadapter.algorithms.keymap import KeyMap, Target
+from anyadapter.algorithms.strength import Dial
 from anyadapter.nodes.host.applying import Mode, apply
 from anyadapter.nodes.host.keymaps import diffusion_model_key_map
 from real_models import MODELS, real_model
@@ -105,7 +106,7 @@ def adapted(base: ModelPatcher, tensors: dict[str, Tensor], mode: Mode) -> Model
     patcher = base.clone()
     binding = bind(parse_tensors(tensors, {}, "a file"), diffusion_model_key_map(patcher))
     assert not binding.unmatched
-    apply(patcher, binding.bound, 0.5, mode)
+    apply(patcher, binding.bound, Dial(0.5), mode)
     return patcher
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+from typing import Any
 
 import comfy.lora
 import comfy.model_management
@@ -17,8 +18,10 @@ from anyadapter.algorithms.adapters.lora import Lora
 from anyadapter.algorithms.binding import Bound
 from anyadapter.algorithms.keymap import Target
 from anyadapter.algorithms.layers import Rows
-from anyadapter.algorithms.strength import Placed, merged_weight
+from anyadapter.algorithms.plan import LayerPlan
+from anyadapter.algorithms.strength import Dial, Placed, merged_weight
 from anyadapter.nodes.host.injections import KEY, add_hooks
+from anyadapter.nodes.host.memory import STORES, PlanStore
 from anyadapter.nodes.host.patches import AdapterPatch, add_patches
 
 CPU = torch.device("cpu")
@@ -69,7 +72,7 @@ def loaded(patcher: ModelPatcher) -> Tensor:
 
 def hooked(base: ModelPatcher, strength: float, *bound: Bound) -> ModelPatcher:
     clone = base.clone()
-    add_hooks(clone, bound or (FIRST, SECOND, THIRD), strength)
+    add_hooks(clone, bound or (FIRST, SECOND, THIRD), Dial(strength))
     return clone
 
 
@@ -111,7 +114,7 @@ def test_a_dying_clone_does_not_switch_off_the_one_in_use(base: ModelPatcher) ->
     discarded = hooked(base, 0.5)
     loaded(discarded)
     used = discarded.clone()
-    add_hooks(used, (FIRST,), 1.0)
+    add_hooks(used, (FIRST,), Dial(1.0))
     result = loaded(used)
     spare = used.clone()
     del discarded, spare
@@ -165,7 +168,7 @@ def test_patching_a_clone_of_the_one_in_use_does_not_switch_it(base: ModelPatche
     adapted = hooked(base, 1.0)
     result = loaded(adapted)
     later = adapted.clone()
-    add_hooks(later, (FIRST,), 1.0)
+    add_hooks(later, (FIRST,), Dial(1.0))
     later.add_patches({"first.weight": (torch.ones(8, 6),)})
     assert torch.equal(adapted.model(X).detach(), result)
 
@@ -200,7 +203,7 @@ def test_a_second_loader_adds_to_a_clone_and_not_to_its_origin(base: ModelPatche
     one = hooked(base, 0.5, FIRST)
     alone = loaded(one)
     both = one.clone()
-    add_hooks(both, (FIRST,), -0.2)
+    add_hooks(both, (FIRST,), Dial(-0.2))
     torch.testing.assert_close(loaded(both), loaded(hooked(base, 0.3, FIRST)))
     assert torch.equal(loaded(one), alone)
 
@@ -269,7 +272,9 @@ def test_a_module_that_went_away_takes_the_installed_hooks_off_again() -> None:
     layers = nn.ModuleDict({name: comfy.ops.manual_cast.Linear(4, 4) for name in "abcde"})
     patcher = ModelPatcher(layers, CPU, CPU)
     adapter = lora(4, 4)
-    add_hooks(patcher, [Bound(name, Target(f"{name}.weight"), adapter) for name in "abcde"], 1.0)
+    add_hooks(
+        patcher, [Bound(name, Target(f"{name}.weight"), adapter) for name in "abcde"], Dial(1.0)
+    )
     third = layers.pop("c")
     with pytest.raises(AttributeError, match="c"):
         patcher.inject_model()
@@ -355,13 +360,57 @@ def test_a_new_strength_patches_no_weight(
     assert not calls
 
 
+def plans_of(model: nn.Module) -> PlanStore:
+    """What the hooks that were used last have on their device."""
+    return getattr(model, STORES)[0]
+
+
 def test_device_copies_go_when_the_model_is_unloaded(base: ModelPatcher) -> None:
     adapted = hooked(base, 1.0)
     loaded(adapted)
-    bank = adapted.get_attachment(KEY)
-    assert bank._moved
+    assert plans_of(base.model).model_loaded_weight_memory > 0
     adapted.detach()
-    assert not bank._moved
+    assert plans_of(base.model).model_loaded_weight_memory == 0
+
+
+def test_another_strength_plans_nothing_and_copies_nothing(
+    base: ModelPatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    original = PlanStore.plan
+
+    def counted(self: PlanStore, module: str, *args: Any) -> LayerPlan:
+        before = len(self._plans)
+        plan = original(self, module, *args)
+        made.extend([module] * (len(self._plans) - before))
+        return plan
+
+    monkeypatch.setattr(PlanStore, "plan", counted)
+    first = loaded(hooked(base, 0.3))
+    assert made == ["first", "second", "third"]
+    gc.collect()  # the first patcher is gone before the second one is made, as in the host
+    second = loaded(hooked(base, 0.6))
+    assert len(made) == 3
+    assert not torch.equal(first, second)
+
+
+def test_the_host_counts_the_plans_and_frees_them_when_it_needs_the_room(
+    base: ModelPatcher,
+) -> None:
+    adapted = hooked(base, 1.0)
+    (charged,) = adapted.get_additional_models()
+    assert charged.model_size() == sum(
+        tensor.nbytes
+        for bound in (FIRST, SECOND, THIRD)
+        for tensor in bound.adapter.tensors().values()
+    )
+    comfy.model_management.load_models_gpu([adapted, *adapted.get_nested_additional_models()])
+    result = adapted.model(X)
+    assert charged in comfy.model_management.loaded_models()
+    assert charged.loaded_size() > 0
+    comfy.model_management.unload_all_models()
+    assert charged.loaded_size() == 0
+    assert torch.equal(loaded(adapted), result)
 
 
 def test_a_clone_with_modules_of_its_own_is_injected_anew(base: ModelPatcher) -> None:
@@ -381,7 +430,7 @@ def test_a_deep_copy_of_a_hooked_model_sheds_the_hooks_of_its_origin(base: Model
     adapted = hooked(base, 1.0)
     result = loaded(adapted)
     other = ModelPatcher(copy.deepcopy(base.model), CPU, CPU)
-    add_hooks(other, (FIRST, SECOND, THIRD), 1.0)
+    add_hooks(other, (FIRST, SECOND, THIRD), Dial(1.0))
     other.inject_model()
     assert torch.equal(other.model(X).detach(), result)
     other.eject_model()

@@ -1,7 +1,8 @@
 """Layers of every kind for the laws: unequal sides, odd kernels, stride, padding, groups, bias."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -76,10 +77,10 @@ def hooked_output(
         return plan.run(x, layer, strengths)
     if way == "on the output":
         return plan.on_output(x, layer, strengths)
-    assert layer.plain_weight is not None
-    weight = layer.plain_weight(x)
-    assert weight is not None
-    return plan.in_weight(x, layer, strengths, weight)
+    assert layer.lend_weight is not None
+    with layer.lend_weight(x) as weight:
+        assert weight is not None
+        return plan.in_weight(x, layer, strengths, weight)
 
 
 def layer_of(module: nn.Module) -> Layer:
@@ -92,14 +93,15 @@ def layer_of(module: nn.Module) -> Layer:
         bias = getattr(module, "bias", None)
         return None if bias is None else bias.detach().to(device, dtype)
 
-    def plain_weight(x: Tensor) -> Tensor | None:
-        return module.weight.detach() if module.weight.dtype == x.dtype else None
+    @contextmanager
+    def lend_weight(x: Tensor) -> Iterator[Tensor | None]:
+        yield module.weight.detach() if module.weight.dtype == x.dtype else None
 
     own = {
         "run": module.forward,
         "read_weight": read_weight,
         "read_bias": read_bias,
-        "plain_weight": plain_weight,
+        "lend_weight": lend_weight,
     }
     shape = tuple(module.weight.shape)
     if isinstance(module, nn.Linear):

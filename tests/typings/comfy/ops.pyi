@@ -1,8 +1,10 @@
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
+def run_every_op() -> None: ...
+@overload
 def cast_bias_weight(
     s: Any,
     *,
@@ -10,3 +12,10 @@ def cast_bias_weight(
     device: torch.device,
     bias_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor | None]: ...
+@overload
+def cast_bias_weight(
+    s: Any, input: Tensor, *, offloadable: Literal[True]
+) -> tuple[Tensor, Tensor | None, Any]: ...
+def uncast_bias_weight(
+    s: Any, weight: Tensor, bias: Tensor | None, offload_stream: Any
+) -> None: ...

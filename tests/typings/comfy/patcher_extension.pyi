@@ -6,6 +6,10 @@ class CallbacksMP:
     ON_CLONE: str
     ON_DETACH: str
 
+class WrappersMP:
+    CALC_COND_BATCH: str
+    APPLY_MODEL: str
+
 class PatcherInjection:
     def __init__(
         self,

@@ -1,0 +1,154 @@
+"""The memory of hooks: plans of layers, kept with the model and accounted for by the host.
+
+ComfyUI knows what a model takes on a device and frees it when something else needs the room. So the
+plans of a set of adapters are a model too, in its eyes: one without weights, whose size is theirs.
+They hang on the module tree, that another strength, which is another patcher, finds them there.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import comfy.model_management
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import CallbacksMP
+from torch import nn
+
+from ...algorithms.layers import Layer
+from ...algorithms.plan import Budget, LayerPlan
+from ...algorithms.strength import Placed
+
+KEY = "anyadapter"
+STORES = "anyadapter_stores"
+"""Attribute of a model: the plans of the sets of adapters that were on it last."""
+MOST_STORES = 4
+AUTOMATIC = -1
+AUTOMATIC_SHARE = 0.05
+"""Of the free memory of a device, for weights that need not be built again at each call."""
+MB = 2**20
+
+Sites = Mapping[str, tuple[Placed, ...]]
+
+
+class PlanStore(nn.Module):
+    """The plans of one set of adapters on one model.
+
+    It is a module without parameters, since that is what the host's memory management handles.
+    """
+
+    def __init__(self, sites: Sites) -> None:
+        """Takes the adapters of every module, which it keeps alive: they are told by identity."""
+        super().__init__()
+        self.sites = dict(sites)
+        self.budget = Budget(0)
+        self._plans: dict[tuple[str, torch.device, torch.dtype], LayerPlan] = {}
+        self._plan_bytes = 0
+        self._base: object = None
+
+    @property
+    def model_loaded_weight_memory(self) -> int:
+        """Bytes that the plans hold; the name is the host's."""
+        return self._plan_bytes + self.budget.used_bytes
+
+    @model_loaded_weight_memory.setter
+    def model_loaded_weight_memory(self, _: int) -> None:
+        """Lets the host set what it believes: it counts parameters, and here are none."""
+
+    def holds(self, sites: Sites) -> bool:
+        """Whether these are the very same adapters at the same places."""
+        return self.sites.keys() == sites.keys() and all(
+            len(mine) == len(theirs)
+            and all(
+                a.adapter is b.adapter and a.rows == b.rows
+                for a, b in zip(mine, theirs, strict=True)
+            )
+            for mine, theirs in ((self.sites[name], sites[name]) for name in sites)
+        )
+
+    def plan(
+        self,
+        module: str,
+        layer: Layer,
+        placed: tuple[Placed, ...],
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> LayerPlan:
+        """Returns the plan of a module, made at the first call.
+
+        Args:
+            module: Its name.
+            layer: The module, which gives its weight to adapters that need it.
+            placed: Its adapters.
+            device: Of the input.
+            dtype: Of the input; what is computed beforehand is computed in float32.
+        """
+        where = (module, device, dtype)
+        if where not in self._plans:
+            ready = [_prepared(item, layer, device) for item in placed]
+            plan = LayerPlan(layer, ready, device, dtype, self.budget)
+            self._plan_bytes += plan.size_bytes
+            self._plans[where] = plan
+        return self._plans[where]
+
+    def release(self) -> None:
+        """Forgets all plans; they are made again at the next call."""
+        self._plans.clear()
+        self._plan_bytes = 0
+        self.budget.used_bytes = 0
+
+    def meet(self, base: object) -> None:
+        """Forgets what was made for other weights than those that `base` stands for."""
+        if base != self._base:
+            self.release()
+        self._base = base
+
+    def __deepcopy__(self, _: Any) -> "PlanStore":
+        """Returns one without plans: a copy of the model makes its own."""
+        return PlanStore(self.sites)
+
+
+def store_of(patcher: ModelPatcher, sites: Sites, memory_mb: int) -> PlanStore:
+    """Returns the plans of these adapters on the model of `patcher`, made or found again."""
+    stores: list[PlanStore] = getattr(patcher.model, STORES, [])
+    found = next((store for store in stores if store.holds(sites)), None)
+    if found is None:
+        found = PlanStore(sites)
+        free = comfy.model_management.get_free_memory(patcher.load_device)
+        found.budget.limit_bytes = int(free * AUTOMATIC_SHARE)
+    if memory_mb != AUTOMATIC:
+        found.budget.limit_bytes = memory_mb * MB
+        if found.budget.used_bytes > found.budget.limit_bytes:
+            found.release()
+    others = [store for store in stores if store is not found]
+    setattr(patcher.model, STORES, [found, *others][:MOST_STORES])
+    return found
+
+
+def charge(patcher: ModelPatcher, store: PlanStore) -> None:
+    """Has the host count the plans with the model, and free them when it needs the room."""
+    dtype = patcher.model_dtype() or torch.float32
+    numbers = sum(
+        tensor.numel()
+        for placed in store.sites.values()
+        for item in placed
+        for tensor in item.adapter.tensors().values()
+    )
+    size = numbers * dtype.itemsize
+    charged = ModelPatcher(store, patcher.load_device, patcher.offload_device, size)
+    charged.add_callback_with_key(CallbacksMP.ON_DETACH, KEY, _free)
+    patcher.set_additional_models(KEY, [charged])
+
+
+def _free(charged: ModelPatcher, unpatch_all: bool = True) -> None:
+    if unpatch_all and isinstance(charged.model, PlanStore):
+        charged.model.release()
+
+
+def _prepared(item: Placed, layer: Layer, device: torch.device) -> Placed:
+    adapter = item.adapter.to(device)
+    own = layer if item.rows is None else layer.narrowed(item.rows)
+    if adapter.prepares_from_weight:
+        ready = adapter.prepared(own.weight(torch.empty(0, device=device)))
+    else:
+        ready = adapter.prepared(torch.empty(own.weight_shape, device="meta"))
+    return Placed(ready, item.strength, item.rows)

@@ -1,0 +1,3 @@
+import torch
+
+def get_free_memory(dev: torch.device) -> float: ...
