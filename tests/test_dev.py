@@ -106,3 +106,20 @@ def test_only_essential_requirements_of_a_comfyui_count():
         "torch\nPillow\npyyaml\ncomfy-aimdo==0.4.10\n\n#non essential dependencies:\nkornia>=0.7\n"
     )
     assert dev.required_imports(text) == ["torch", "PIL", "yaml", "comfy_aimdo"]
+
+
+def test_a_browser_is_found_by_name_or_by_its_variable(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    program = tmp_path / "chromium"
+    program.touch(mode=0o755)
+    monkeypatch.delenv("ANYADAPTER_CHROMIUM", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert dev.find_browser() == str(program)
+    monkeypatch.setenv("PATH", "")
+    assert dev.find_browser() is None
+    monkeypatch.setenv("ANYADAPTER_CHROMIUM", str(program))
+    assert dev.find_browser() == str(program)
+    monkeypatch.setenv("ANYADAPTER_CHROMIUM", str(tmp_path / "gone"))
+    with pytest.raises(dev.StepError, match="gone, but that is not a program"):
+        dev.find_browser()

@@ -10,7 +10,7 @@ import { scheduleCurve } from "./api.js";
 
 const MIN_HEIGHT = 130;
 const WAIT_MS = 150;
-const MARGIN = { left: 34, right: 12, top: 10, bottom: 20 };
+const MARGIN = { left: 34, right: 17, top: 10, bottom: 20 };
 const GAP_BETWEEN_LABELS = 36;
 const SVG = "http://www.w3.org/2000/svg";
 const STYLE = {
@@ -76,6 +76,7 @@ class Plot {
     this.element.style.cssText = STYLE.frame;
     this.#picture.style.cssText = STYLE.picture;
     this.#note.style.cssText = STYLE.note;
+    this.#picture.dataset.plot = "schedule";
     this.#note.setAttribute("role", "status");
     this.element.append(this.#picture, this.#note);
     this.element.addEventListener("wheel", zoomCanvas);

@@ -157,6 +157,13 @@ class ComfyServer:
         """Returns what ComfyUI tells its front end about a node class."""
         return self._request("GET", f"/object_info/{node}")[node]
 
+    def get(self, route: str) -> tuple[int, Any]:
+        """Returns the status and the JSON that a route answers with, also when it refuses."""
+        try:
+            return 200, self._request("GET", route)
+        except urllib.error.HTTPError as error:
+            return error.code, json.loads(error.read())
+
     def log(self) -> str:
         """Returns everything that the server has printed."""
         return self._log_path.read_text(encoding="utf-8", errors="replace")

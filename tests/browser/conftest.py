@@ -1,0 +1,66 @@
+"""Gives tests the page of a real ComfyUI in Chromium, with either of its two ways to draw nodes."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, sync_playwright
+
+from base_directory import make_base_directory
+from comfy_page import ComfyPage
+from comfy_server import ComfyServer
+
+HERE = Path(__file__).parent
+COMFYUI = os.environ.get("COMFYUI_PATH")
+CHROMIUM = os.environ.get("ANYADAPTER_CHROMIUM")
+# Without the last one a proxy of the machine would be asked for the machine itself.
+CHROMIUM_ARGUMENTS = (
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+    "--no-proxy-server",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(HERE):
+            item.add_marker("browser")
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+    """A server with the pack."""
+    if COMFYUI is None:
+        pytest.skip("COMFYUI_PATH does not name a ComfyUI folder")
+    base_directory = tmp_path_factory.mktemp("comfyui")
+    make_base_directory(base_directory)
+    # Else its gallery of templates opens and lies over the page.
+    settings = base_directory / "user" / "default" / "comfy.settings.json"
+    settings.write_text(json.dumps({"Comfy.TutorialCompleted": True}), encoding="utf-8")
+    with ComfyServer(Path(COMFYUI), base_directory) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        reason = "ANYADAPTER_CHROMIUM does not name a Chromium"
+        pytest.fail(reason) if "CI" in os.environ else pytest.skip(reason)
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=list(CHROMIUM_ARGUMENTS)
+        )
+        yield running
+        running.close()
+
+
+@pytest.fixture(scope="module", params=["LiteGraph", "Nodes 2.0"])
+def page(
+    browser: Browser, server: ComfyServer, request: pytest.FixtureRequest
+) -> Iterator[ComfyPage]:
+    """The page of ComfyUI, drawn in one way and then in the other."""
+    with ComfyPage(browser, server.url, nodes_2=request.param == "Nodes 2.0") as opened:
+        yield opened
+        assert not opened.errors
