@@ -106,3 +106,11 @@ def test_only_essential_requirements_of_a_comfyui_count():
         "torch\nPillow\npyyaml\ncomfy-aimdo==0.4.10\n\n#non essential dependencies:\nkornia>=0.7\n"
     )
     assert dev.required_imports(text) == ["torch", "PIL", "yaml", "comfy_aimdo"]
+
+
+def test_what_follows_bench_goes_to_the_benchmarks(monkeypatch: pytest.MonkeyPatch):
+    ran: list[object] = []
+    monkeypatch.setattr(dev, "prepare", lambda *_: (Path("python"), {}))
+    monkeypatch.setattr(dev, "run_in_foreground", lambda command, _: ran.append(command) or 3)
+    assert dev.main(["bench", "lora", "--full"]) == 3
+    assert ran == [[Path("python"), ROOT / "benchmarks/hooks.py", "lora", "--full"]]
