@@ -108,12 +108,16 @@ def main(arguments: list[str]) -> int:
     serve.add_argument("--port", type=int, default=8188)
     check = commands.add_parser("check", help="check format, style and types")
     check.add_argument("--fix", action="store_true", help="format, and mend what can be mended")
-    bench = commands.add_parser("bench", help="measure")
-    bench.add_argument("name", nargs="?", help="one benchmark in place of all of them")
+    bench = commands.add_parser(
+        "bench", help="measure beside ComfyUI's own loaders; `bench --help` says how much of it"
+    )
+    bench.add_argument("bench_arguments", nargs="*", metavar="...")
 
-    # Read by hand, since argparse would take options of pytest for its own.
+    # Read by hand, since argparse would take options of other programs for its own.
     if arguments[:1] == ["test"] and arguments[1:] not in (["-h"], ["--help"]):
         chosen = argparse.Namespace(command="test", pytest_arguments=arguments[1:])
+    elif arguments[:1] == ["bench"]:
+        chosen = argparse.Namespace(command="bench", bench_arguments=arguments[1:])
     else:
         chosen = parser.parse_args(arguments)
     try:
@@ -125,7 +129,7 @@ def main(arguments: list[str]) -> int:
             return run_server(chosen.port)
         if chosen.command == "check":
             return run_checks(fix=chosen.fix)
-        return run_benchmarks(chosen.name)
+        return run_benchmarks(chosen.bench_arguments)
     except StepError as error:
         print(f"\n{error}", file=sys.stderr)
         return 1
@@ -202,19 +206,11 @@ def run_checks(*, fix: bool) -> int:
     return int(bool(failed))
 
 
-def run_benchmarks(name: str | None) -> int:
-    """Runs one benchmark, or all of them."""
-    scripts = {path.stem: path for path in sorted((ROOT / "benchmarks").glob("*.py"))}
-    if name is not None and name not in scripts:
-        known = ", ".join(scripts) or "none yet"
-        raise StepError(f"There is no benchmark {name!r}. Known: {known}.")
-    if not scripts:
-        print("There is no benchmark yet.")
-        return 0
+def run_benchmarks(arguments: Sequence[str]) -> int:
+    """Measures what adapters cost."""
     python, environment = prepare(COMFYUI_PACKAGES, ADAPTER_MAKERS)
     environment["PYTHONPATH"] = str(ROOT / "tests/support")
-    chosen = [scripts[name]] if name is not None else list(scripts.values())
-    return max(run_in_foreground([python, script], environment) for script in chosen)
+    return run_in_foreground([python, ROOT / "benchmarks/hooks.py", *arguments], environment)
 
 
 def prepare(*groups: Group) -> tuple[Path, dict[str, str]]:

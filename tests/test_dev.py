@@ -123,3 +123,11 @@ def test_a_browser_is_found_by_name_or_by_its_variable(
     monkeypatch.setenv("ANYADAPTER_CHROMIUM", str(tmp_path / "gone"))
     with pytest.raises(dev.StepError, match="gone, but that is not a program"):
         dev.find_browser()
+
+
+def test_what_follows_bench_goes_to_the_benchmarks(monkeypatch: pytest.MonkeyPatch):
+    ran: list[object] = []
+    monkeypatch.setattr(dev, "prepare", lambda *_: (Path("python"), {}))
+    monkeypatch.setattr(dev, "run_in_foreground", lambda command, _: ran.append(command) or 3)
+    assert dev.main(["bench", "lora", "--full"]) == 3
+    assert ran == [[Path("python"), ROOT / "benchmarks/hooks.py", "lora", "--full"]]

@@ -62,6 +62,14 @@ def cached_checkpoint() -> Path:
     return path
 
 
+def cached_large_checkpoint() -> Path:
+    """Returns an SD 1.5 of real size (2 GB), made anew only when the code that makes it changes."""
+    path = CACHE / f"large_sd15-{_digest(small_world)}.safetensors"
+    if not path.exists():
+        small_world.make_large_checkpoint(path)
+    return path
+
+
 def make_example_adapters(path: Path) -> list[str]:
     """Puts one adapter of each method into a base directory, and returns their methods.
 

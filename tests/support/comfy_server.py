@@ -58,7 +58,12 @@ class ComfyServer:
     """Starts ComfyUI on a free port when entered, and ends it with all its children when left."""
 
     def __init__(
-        self, comfyui: Path, base_directory: Path, *, arguments: Sequence[str] = ()
+        self,
+        comfyui: Path,
+        base_directory: Path,
+        *,
+        arguments: Sequence[str] = (),
+        cpu: bool = True,
     ) -> None:
         self.comfyui = comfyui.resolve()
         self.base_directory = base_directory.resolve()
@@ -72,7 +77,8 @@ class ComfyServer:
             *("--listen", "127.0.0.1", "--port", str(port), "--disable-auto-launch"),
             *("--base-directory", str(self.base_directory)),
             *("--database-url", "sqlite:///:memory:"),
-            *("--cpu", "--fp32-text-enc"),
+            *(["--cpu"] if cpu else []),
+            "--fp32-text-enc",
             *arguments,
         ]
         self._log_path = self.base_directory / "server.log"

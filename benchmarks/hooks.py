@@ -1,0 +1,307 @@
+"""Measures what adapters cost, side by side: this pack, ComfyUI's own loaders, no adapter.
+
+Competitors take turns, one run each in every round, and a ratio is the median of the ratios within
+the rounds. The table is printed, and every single sample is written as JSON.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+import memory
+import prompts
+import world
+from figures import Claim, Result, markdown, remarks, spread, table
+from machine import this_machine
+
+if TYPE_CHECKING:
+    from in_process import Build, Models  # it starts a ComfyUI, so only those import it who need it
+
+NONE = memory.NOBODY
+HOOK = "ours, hook"
+PATCH = "ours, patch"
+STOCK = "stock loader"
+BYPASS = "stock bypass loader"
+
+TITLES = {
+    "lora": "rank-16 LoRA",
+    "loha": "LoHa, dim 16",
+    "lokr": "LoKr, dim 16, factor 8",
+    "ia3": "(IA)^3",
+    "oft": "diag-OFT, dim 16",
+    "dora": "DoRA, rank 16",
+}
+STACKED = 5
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much is measured."""
+
+    size: world.Size
+    runs: int
+    latent: int
+    """Width and height of what single steps work on, in latent pixels."""
+    batch: int
+
+
+def new_strength(running: prompts.Prompts, settings: Settings) -> Result:
+    """Compares prompts that change the strength with prompts without an adapter."""
+    file = world.adapter("lora", settings.size)
+    loaders = {
+        NONE: None,
+        HOOK: prompts.ours(file),
+        PATCH: prompts.ours(file, "patch"),
+        STOCK: prompts.stock(file),
+    }
+    if running.has(prompts.BYPASS):
+        loaders[BYPASS] = prompts.stock(file, prompts.BYPASS)
+    claims = (
+        Claim(HOOK, NONE, 1.15),
+        *(Claim(name, NONE) for name in loaders if name not in (NONE, HOOK)),
+    )
+    result = Result("strength", "prompt with a new strength", claims)
+    result.samples = prompts.with_new_strengths(running, loaders, settings.runs)
+    return result
+
+
+def first_prompt(running: prompts.Prompts, settings: Settings) -> Result:
+    """Compares first prompts with a file: reading, placing and one step."""
+    file = world.adapter("lora", settings.size)
+    loaders = {
+        HOOK: prompts.ours,
+        PATCH: lambda name: prompts.ours(name, "patch"),
+        STOCK: prompts.stock,
+    }
+    claims = (Claim(HOOK, STOCK, 1.0), Claim(PATCH, STOCK))
+    result = Result("first", "first prompt with a file", claims)
+    result.samples = prompts.with_new_files(running, loaders, file, settings.runs)
+    return result
+
+
+def one_lora(models: "Models", settings: Settings) -> Result:
+    """Compares steps with a LoRA among all competitors."""
+    return _all_competitors("lora", models, settings, at_most=1.10)
+
+
+def other_method(kind: str) -> "Callable[[Models, Settings], Result]":
+    """Returns the comparison of steps with another method."""
+    return lambda models, settings: _all_competitors(kind, models, settings, at_most=1.15)
+
+
+def stacked(models: "Models", settings: Settings) -> Result:
+    """Compares steps with several LoRAs at once."""
+    files = [world.adapter("lora", settings.size, number) for number in range(STACKED)]
+    builds = _ours(models, files)
+    title = f"step, {STACKED} rank-16 LoRAs"
+    return _steps("stacked", title, builds, (Claim(HOOK, PATCH, 1.25),), settings)
+
+
+def loading(models: "Models", settings: Settings) -> Result:
+    """Compares reading and placing a large file with reading alone."""
+    import in_process
+
+    file = world.adapter("wide", settings.size)
+    megabytes = (world.ADAPTERS / file).stat().st_size / 1e6
+    read, touched = "load_file", "load_file and all bytes"
+    bound, used = "ours, on the model", "ours, and used once"
+    claims = (Claim(bound, read, 1.5), Claim(used, touched))
+    result = Result("load", f"a file of {megabytes:.0f} MB", claims)
+    result.samples = {name: [] for name in (read, touched, bound, used)}
+    in_process.sample(models.live, latent=8)
+    for number in range(settings.runs + 1):
+        found = in_process.seconds_of_loading(models.live, file)
+        if number:  # the first is the one that reads from the disk
+            for name, seconds in zip(result.samples, found, strict=True):
+                result.samples[name].append(seconds)
+    return result
+
+
+def peak_memory(settings: Settings) -> Result:
+    """Compares the memory that an adapter takes with its own size."""
+    file = world.adapter("wide", settings.size)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.float16 if device == "cuda" else torch.float32
+    name = f"adapter in {str(dtype).removeprefix('torch.')}"
+    claims = (Claim(HOOK, name, 1.3), Claim(PATCH, name), Claim(STOCK, name))
+    result = Result("memory", "peak memory beyond the model", claims, unit="bytes")
+    result.samples = {name: [], HOOK: [], PATCH: [], STOCK: []}
+    result.notes.append(
+        "the whole peak of a step, less that of a step without an adapter; the pages of mapped "
+        "files do not count, as the system takes them back when it needs memory."
+    )
+    for _ in range(max(1, settings.runs // 3)):
+        found = {
+            who: memory.measure_in_process(who, "wide", settings.size, settings.latent)
+            for who in (NONE, HOOK, PATCH, STOCK)
+        }
+        result.samples[name].append(world.bytes_in(file, dtype))
+        for who in (HOOK, PATCH, STOCK):
+            result.samples[who].append(found[who].own - found[NONE].own)
+        parts = (
+            f"{who} {one.peak / 1e6:.0f} ({one.mapped / 1e6:.0f} of files), then "
+            f"{one.after / 1e6:.0f}"
+            for who, one in found.items()
+        )
+        result.notes.append(f"peaks in MB: {'; '.join(parts)}.")
+    return result
+
+
+PROMPTS: "Mapping[str, Callable[[prompts.Prompts, Settings], Result]]" = {
+    "strength": new_strength,
+    "first": first_prompt,
+}
+"""What needs a ComfyUI in another process."""
+ALONE: Mapping[str, Callable[[Settings], Result]] = {"memory": peak_memory}
+"""What starts processes of its own."""
+# A schedule, and strengths by conditioning, join here: their competitors are `in_process.ours` with
+# a constant strength and with the further inputs of the node, both on `models.live`.
+STEPS: "Mapping[str, Callable[[Models, Settings], Result]]" = {
+    "lora": one_lora,
+    **{kind: other_method(kind) for kind in TITLES if kind != "lora"},
+    "stacked": stacked,
+    "load": loading,
+}
+"""What needs models in this process."""
+NAMES = (*PROMPTS, *ALONE, *STEPS)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the comparisons that the command line names."""
+    parser = argparse.ArgumentParser(prog="dev.py bench", description=__doc__)
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"comparisons, of {', '.join(NAMES)}; default: all"
+    )
+    parser.add_argument(
+        "--full", action="store_true", help="on a model of real size (2 GB on disk), with 7 runs"
+    )
+    parser.add_argument("--runs", type=int, help="how many rounds in place of 3, or 7")
+    parser.add_argument("--latent", type=int, help="size of a step in place of 32, or 64")
+    parser.add_argument("--batch", type=int, choices=(1, 2), default=1, help="2: with a negative")
+    parser.add_argument("--output", type=Path, help="the JSON file, in place of .host/bench/DATE")
+    parser.add_argument("--markdown", action="store_true", help="print what the README shows")
+    chosen = parser.parse_args(arguments)
+    unknown = [name for name in chosen.names if name not in NAMES]
+    if unknown:
+        parser.error(f"there is no comparison {unknown[0]!r}; there are {', '.join(NAMES)}")
+    if (chosen.runs or 1) < 1:
+        parser.error("--runs must be at least 1")
+    settings = Settings(
+        size="large" if chosen.full else "small",
+        runs=chosen.runs or (7 if chosen.full else 3),
+        latent=chosen.latent or (64 if chosen.full else 32),
+        batch=chosen.batch,
+    )
+    moment = datetime.now().strftime("%Y-%m-%d-%H%M%S")
+    output = chosen.output or world.FOLDER / f"{moment}.json"
+    measure(chosen.names or NAMES, settings, output, as_markdown=chosen.markdown)
+    return 0
+
+
+def measure(names: Sequence[str], settings: Settings, output: Path, *, as_markdown: bool) -> None:
+    """Runs comparisons, prints their table, and writes the samples after each of them."""
+    print("Making what is missing of checkpoints and adapters ...", flush=True)
+    world.make_base(settings.size)
+    machine = this_machine()
+    print(f"{machine.sentence}.", flush=True)
+    results: list[Result] = []
+    for result in _results(names, settings):
+        results.append(result)
+        written = {
+            "machine": asdict(machine),
+            "settings": asdict(settings),
+            "results": [asdict(one) for one in results],
+        }
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps(written, indent=1), encoding="utf-8")
+    print()
+    if as_markdown:
+        print(markdown(results, machine.sentence))
+    else:
+        print("\n".join([table(results), *(line for one in results for line in remarks(one))]))
+    print(f"\nAll samples: {output}")
+
+
+def _results(names: Sequence[str], settings: Settings) -> Iterator[Result]:
+    """Measures in an order in which only one model, or two copies of it, are loaded at a time."""
+    if any(name in PROMPTS for name in names):
+        with prompts.running(settings.size) as running:
+            for name in _announced(PROMPTS, names):
+                yield PROMPTS[name](running, settings)
+    for name in _announced(ALONE, names):
+        yield ALONE[name](settings)
+    if any(name in STEPS for name in names):
+        import in_process
+
+        models = in_process.Models(settings.size)
+        for name in _announced(STEPS, names):
+            yield STEPS[name](models, settings)
+
+
+def _announced(known: Mapping[str, object], names: Sequence[str]) -> Iterator[str]:
+    for name in known:
+        if name in names:
+            print(f"\n{name}:", flush=True)
+            yield name
+
+
+def _all_competitors(kind: str, models: "Models", settings: Settings, *, at_most: float) -> Result:
+    import in_process
+
+    files = [world.adapter(kind, settings.size)]
+    builds = _ours(models, files)
+    claims = [Claim(HOOK, PATCH, at_most)]
+    if kind == "lora":
+        builds |= {
+            NONE: lambda: models.live,
+            STOCK: lambda: in_process.stock(models.merged, files),
+        }
+        claims += [Claim(NONE, PATCH), Claim(STOCK, PATCH)]
+    if in_process.has_bypass():
+        builds[BYPASS] = lambda: in_process.stock(models.live, files, bypass=True)
+        claims.append(Claim(BYPASS, PATCH))
+    return _steps(kind, f"step, {TITLES[kind]}", builds, claims, settings)
+
+
+def _ours(models: "Models", files: Sequence[str]) -> "dict[str, Build]":
+    import in_process
+
+    return {
+        HOOK: lambda: in_process.ours(models.live, files, "hook"),
+        PATCH: lambda: in_process.ours(models.merged, files, "patch"),
+    }
+
+
+def _steps(
+    name: str,
+    title: str,
+    builds: "Mapping[str, Build]",
+    claims: Sequence[Claim],
+    settings: Settings,
+) -> Result:
+    import in_process
+
+    result = Result(name, title, tuple(claims))
+    turns = in_process.take_turns(
+        builds, runs=settings.runs, latent=settings.latent, batch=settings.batch
+    )
+    result.samples, result.failed = turns.seconds, turns.failed
+    if not torch.accelerator.is_available():
+        middles = (
+            f"{who} {spread(numbers).median:.3f}"
+            for who, numbers in turns.processor_seconds.items()
+            if numbers
+        )
+        result.notes.append(f"seconds of processor time: {'; '.join(middles)}.")
+    return result
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,12 @@
+"""Gives the pack its import name `anyadapter`, as it has none outside ComfyUI."""
+
+import importlib.machinery
+import importlib.util
+import sys
+
+from base_directory import ROOT
+
+# Registered but not executed: the root's `__init__.py` is ComfyUI's entry point.
+spec = importlib.machinery.ModuleSpec("anyadapter", None, is_package=True)
+spec.submodule_search_locations = [str(ROOT)]
+sys.modules["anyadapter"] = importlib.util.module_from_spec(spec)
