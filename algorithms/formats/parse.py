@@ -54,6 +54,23 @@ class AdapterSet:
         }
         return replace(self, adapters=cut)
 
+    def cut(self, rank: int) -> "AdapterSet":
+        """Returns the set cut to its first `rank` ranks, 0 for all, with a note where that is wrong."""
+        if rank == 0:
+            return self
+        cut = self.sliced(rank)
+        if self.metadata.is_dylora:
+            return cut
+        ranks = [adapter.rank for several in cut.adapters.values() for adapter in several]
+        larger = sum(1 for one in ranks if one is not None and one > rank)
+        notes = [
+            f"Cut to rank {rank}, but the file is not marked as DyLoRA: only DyLoRA training puts "
+            "the most important ranks first. Set rank to 0 for an ordinary LoRA."
+        ]
+        if larger:
+            notes.append(f"Not cut, as their method has no order of ranks: {larger} layers.")
+        return replace(cut, notes=(*cut.notes, *notes))
+
     def as_trained(self, *, corrections: bool = True) -> "AdapterSet":
         """Returns the set with everything that the header says and the tensors do not.
 
