@@ -9,12 +9,16 @@ from comfy.lora_convert import convert_lora
 from ...algorithms.errors import FileError
 from ...algorithms.formats.cache import ParsedFiles, State, file_state
 from ...algorithms.formats.parse import AdapterSet
+from .messages import ReadingBar
 
 FOLDER = "loras"
 
+KEPT_OPTIONS = 4
+"""Of one file: a rank is tried out, and then stays."""
+
 _parsed = ParsedFiles(convert=convert_lora)
 _ready: WeakKeyDictionary[AdapterSet, dict[tuple[int, bool], AdapterSet]] = WeakKeyDictionary()
-"""Parsed file -> (rank, corrections) -> what became of it. Few users ask for more than one."""
+"""Parsed file -> (rank, corrections) -> what became of it."""
 
 
 def adapter_names() -> list[str]:
@@ -54,10 +58,12 @@ def load_adapter(name: str, rank: int = 0, *, corrections: bool = True) -> Adapt
     Raises:
         FileError, FormatError, ShapeError: The file is missing, damaged, or no adapter.
     """
-    parsed = _parsed.get(adapter_path(name))
+    parsed = _parsed.get(adapter_path(name), ReadingBar())
     ready = _ready.setdefault(parsed, {})
     options = (rank, corrections)
     if options not in ready:
+        while len(ready) >= KEPT_OPTIONS:
+            del ready[next(iter(ready))]
         ready[options] = parsed.as_trained(corrections=corrections).cut(rank)
     return ready[options]
 
