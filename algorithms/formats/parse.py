@@ -143,8 +143,9 @@ def parse_file(
         except FileError:
             tensors[key] = hollow(form)
             unreadable.append(key)
-    named = tensors if convert is None else convert(tensors)
-    are_finite = partial(raw.is_finite, progress=progress) if named is tensors else _unknown
+    named = tensors if convert is None else convert(dict(tensors))
+    as_in_file = all(tensors.get(key) is tensor for key, tensor in named.items())
+    are_finite = partial(raw.is_finite, progress=progress) if as_in_file else _unknown
     parsed = parse_tensors(named, raw.metadata, raw.name, raw.config, are_finite)
     unclaimed = set(parsed.unclaimed)
     for key in unreadable:
