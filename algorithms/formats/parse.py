@@ -225,7 +225,8 @@ def parse_tensors(
         if claims and not incomplete:
             where = f"{source}: {module}"
             adapters[module] = _build_all(claims, suffixes, tensors, where)
-            numbers |= {suffixes[suffix]: where for claim in claims for suffix in claim.numbers}
+            for suffix in itertools.chain.from_iterable(claim.numbers for claim in claims):
+                numbers.setdefault(suffixes[suffix], where)
     if incomplete:
         raise MissingTensorError(
             f"{source} is incomplete: {listed(incomplete, 3, '; ')}. Download or save it again."

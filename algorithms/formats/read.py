@@ -60,8 +60,6 @@ DTYPES = {
 """Each dtype of the format: bits of a number, and its name in PyTorch, which may lack it."""
 
 
-INT = {int}
-
 PIECE = 2**24
 """Numbers that are looked at in one go."""
 
@@ -136,8 +134,7 @@ class RawFile:
         """
         form = self.header.forms[key]
         if self._mapped is not None and self._lies_ready(key):
-            count = math.prod(form.shape)
-            return self._flat(self.header.spans[key][0], count, form.dtype).view(form.shape)
+            return self._flat(*self.header.spans[key], form.dtype).view(form.shape)
         try:
             if isinstance(self._opened, dict):
                 return self._opened[key]
@@ -179,11 +176,11 @@ class RawFile:
             own, own_dtype = self.header.spans[key], self.header.forms[key].dtype
             if own[0] != end or own_dtype != dtype:
                 if begin < end:
-                    yield self._flat(begin, (end - begin) * 8 // DTYPES[dtype][0], dtype)
+                    yield self._flat(begin, end, dtype)
                 begin, dtype = own[0], own_dtype
             end = own[1]
         if begin < end:
-            yield self._flat(begin, (end - begin) * 8 // DTYPES[dtype][0], dtype)
+            yield self._flat(begin, end, dtype)
 
     def _lies_ready(self, key: str) -> bool:
         """Whether PyTorch can use the bytes of a tensor as they lie in the file."""
@@ -191,9 +188,12 @@ class RawFile:
         bits, dtype = DTYPES[self.header.forms[key].dtype]
         return begin < end and bits % 8 == 0 and begin * 8 % bits == 0 and hasattr(torch, dtype)
 
-    def _flat(self, begin: int, count: int, dtype: str) -> Tensor:
-        torch_dtype = getattr(torch, DTYPES[dtype][1])
-        return torch.frombuffer(self._mapped, dtype=torch_dtype, count=count, offset=begin)
+    def _flat(self, begin: int, end: int, dtype: str) -> Tensor:
+        """Returns a part of the mapped file as a row of numbers."""
+        bits, name = DTYPES[dtype]
+        count = (end - begin) * 8 // bits
+        numbers: Any = getattr(torch, name)
+        return torch.frombuffer(self._mapped, dtype=numbers, count=count, offset=begin)
 
 
 def read_file(path: Path) -> RawFile:
@@ -359,7 +359,7 @@ def _form(entry: object) -> tuple[Form, tuple[int, int]]:
 
 
 def _sizes(values: Any) -> tuple[int, ...]:
-    if isinstance(values, list) and INT.issuperset(map(type, values)):
+    if isinstance(values, list) and set(map(type, values)) <= {int}:
         sizes: tuple[int, ...] = tuple(values)
         if min(sizes, default=0) >= 0:
             return sizes
