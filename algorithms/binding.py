@@ -2,9 +2,12 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from .adapters import Adapter
 from .adapters.dora import Dora
@@ -120,11 +123,48 @@ def dry_run(
     shape = adapter.grown(own)
     if shape != own and target.rows is not None:
         raise ShapeError("it makes the weight larger, which a part of a fused weight cannot be")
-    shapes_only = adapter.to("meta")
-    bias = torch.empty(shape[:1], device="meta") if target.bias in shapes else None
+    return _changes(_outline(adapter), shape, target.bias in shapes)
+
+
+@dataclass(frozen=True)
+class _Outline:
+    """An adapter without the numbers of its tensors."""
+
+    method: type[Adapter]
+    tensors: tuple[tuple[str, tuple[int, ...], torch.dtype], ...]
+    others: tuple[tuple[str, Any], ...]
+    """The other fields; an adapter inside is an outline too."""
+
+    def hollow(self) -> Adapter:
+        """Returns the adapter on the meta device."""
+        values = {
+            name: value.hollow() if isinstance(value, _Outline) else value
+            for name, value in self.others
+        }
+        for name, shape, dtype in self.tensors:
+            values[name] = torch.empty(shape, dtype=dtype, device="meta")
+        return self.method(**values)
+
+
+def _outline(adapter: Adapter) -> _Outline:
+    tensors: list[tuple[str, tuple[int, ...], torch.dtype]] = []
+    others: list[tuple[str, Any]] = []
+    for name, value in ((one.name, getattr(adapter, one.name)) for one in fields(adapter)):
+        if isinstance(value, Tensor):
+            tensors.append((name, tuple(value.shape), value.dtype))
+        else:
+            others.append((name, _outline(value) if isinstance(value, Adapter) else value))
+    return _Outline(type(adapter), tuple(tensors), tuple(others))
+
+
+@lru_cache(maxsize=4096)  # a file has many layers and few shapes
+def _changes(outline: _Outline, shape: tuple[int, ...], biased: bool) -> tuple[bool, bool]:
+    """Returns whether a weight of `shape` changes, and its bias."""
+    adapter = outline.hollow()
+    bias = torch.empty(shape[:1], device="meta") if biased else None
     try:
-        change = shapes_only.delta_weight(torch.empty(shape, device="meta"))
-        shift = shapes_only.delta_bias(bias)
+        change = adapter.delta_weight(torch.empty(shape, device="meta"))
+        shift = adapter.delta_bias(bias)
     except RuntimeError as error:  # torch's word on sizes that do not go together
         why = str(error).rstrip(".")
         raise ShapeError(f"{adapter.name} does not fit a weight {list(shape)}: {why}") from error

@@ -10,7 +10,7 @@ check of user files (`check_fields`). Letters, everywhere in the pack:
 import dataclasses
 import typing
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -45,18 +45,31 @@ def check_fields(owner: type, tensors: Mapping[str, Tensor], where: str) -> None
         ShapeError: A tensor has another number of axes than its annotation, or a letter would
             have two sizes.
     """
+    mistake = _mistake(owner, tuple((name, tuple(one.shape)) for name, one in tensors.items()))
+    if mistake:
+        raise ShapeError(f"{where}: {mistake}")
+
+
+@lru_cache(maxsize=4096)  # a file has many layers and few shapes
+def _mistake(owner: type, shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> str:
+    """Returns what is wrong with the shapes of some fields, empty if nothing is."""
+    given = dict(shapes)
     sizes: Sizes = {}
     for name, axes in _axes(owner):
-        if name not in tensors:
+        if name not in given:
             continue
-        shape = tuple(tensors[name].shape)
-        for letter, size in _pairs(axes, shape, f"{where}: {name}"):
+        shape = given[name]
+        pairs = _pairs(axes, shape)
+        if pairs is None:
+            return f"{name} has shape {shape}, but [{' '.join(axes)}] is expected."
+        for letter, size in pairs:
             known = sizes.setdefault(letter, (size, name))
             if known[0] != size:
-                raise ShapeError(
-                    f"{where}: {name} has shape {shape}, so {letter} is {size} here, "
+                return (
+                    f"{name} has shape {shape}, so {letter} is {size} here, "
                     f"but {known[0]} in {known[1]}. The file is damaged or of an unknown variant."
                 )
+    return ""
 
 
 def axes_fit(owner: type, shapes: Mapping[str, tuple[int, ...]]) -> bool:
@@ -91,12 +104,12 @@ def _annotated_axes(annotation: Any) -> list[str] | None:
     return next((axes for axes in found if axes is not None), None)
 
 
-def _pairs(axes: list[str], shape: tuple[int, ...], where: str) -> list[tuple[str, int]]:
-    """Pairs letters with sizes; axes under `...` or `*name` are free."""
+def _pairs(axes: list[str], shape: tuple[int, ...]) -> list[tuple[str, int]] | None:
+    """Pairs letters with sizes, if their numbers fit; axes under `...` or `*name` are free."""
     variadic = [i for i, axis in enumerate(axes) if _is_variadic(axis)]
     fixed = len(axes) - len(variadic)
     if len(shape) < fixed or (len(shape) > fixed and not variadic):
-        raise ShapeError(f"{where} has shape {shape}, but [{' '.join(axes)}] is expected.")
+        return None
     if not variadic:
         return list(zip(axes, shape, strict=True))
     head, tail = axes[: variadic[0]], axes[variadic[0] + 1 :]

@@ -7,7 +7,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..algorithms.binding import Binding, bind, causes, families, require_match
+from ..algorithms.binding import Binding, causes, families, require_match
 from ..algorithms.errors import AdapterError, listed
 from ..algorithms.families import in_text_encoder
 from ..algorithms.formats.parse import AdapterSet
@@ -16,6 +16,7 @@ from ..algorithms.report import Coverage, report
 from ..algorithms.schedule import Schedule
 from ..algorithms.strength import Dial
 from .host.applying import Applied, Mode, apply
+from .host.bindings import binding_of
 from .host.embeddings import offer
 from .host.files import adapter_names, adapter_state, load_adapter
 from .host.keymaps import diffusion_model_key_map, text_encoder_key_map
@@ -176,13 +177,13 @@ class LoadAdapter(io.ComfyNode):
             raise AdapterError("Load Adapter has nothing to adapt: connect a model or a CLIP.")
         if all(strengths[name] == 0 for name in connected):
             return io.NodeOutput(model, clip, f"Strength 0: {adapter} was not read.")
-        adapter_set = load_adapter(adapter).as_trained(corrections=scale == AS_TRAINED)
-        adapter_set, notes = _cut(adapter_set, rank)
+        adapter_set = load_adapter(adapter, rank, corrections=scale == AS_TRAINED)
+        notes: list[str] = []
         key_maps = {name: KEY_MAPS[name](parts[name]) for name in connected}
         bindings: dict[str, Binding] = {}
         for name, key_map in key_maps.items():
             try:
-                bindings[name] = bind(adapter_set, key_map)
+                bindings[name] = binding_of(adapter_set, key_map)
             except AdapterError as error:
                 if strengths[name] != 0:
                     raise
@@ -224,24 +225,6 @@ def _coverage(part: str, binding: Binding, applied: Applied, homeless: Sequence[
     fitting = {item.module for item in binding.bound}
     total = len(fitting) + len(binding.misfits) + len(missing)
     return Coverage(part, applied.layers, total, applied.unhooked, binding.misfits)
-
-
-def _cut(adapter_set: AdapterSet, rank: int) -> tuple[AdapterSet, list[str]]:
-    """Returns the set cut to its first ranks, with a note where that is not what it is made for."""
-    if rank == 0:
-        return adapter_set, []
-    if adapter_set.metadata.is_dylora:
-        return adapter_set.sliced(rank), []
-    cut = adapter_set.sliced(rank)
-    ranks = [adapter.rank for several in cut.adapters.values() for adapter in several]
-    larger = sum(1 for one in ranks if one is not None and one > rank)
-    notes = [
-        f"Cut to rank {rank}, but the file is not marked as DyLoRA: only DyLoRA training puts the "
-        "most important ranks first. Set rank to 0 for an ordinary LoRA."
-    ]
-    if larger:
-        notes.append(f"Not cut, as their method has no order of ranks: {larger} layers.")
-    return cut, notes
 
 
 def _other_family(adapter_set: AdapterSet, key_maps: list[KeyMap]) -> list[str]:

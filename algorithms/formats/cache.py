@@ -1,15 +1,19 @@
 """Keeps parsed files while they do not change on disk."""
 
+import os
 from collections import OrderedDict
 from pathlib import Path
 
 from ..errors import FileError
 from .parse import AdapterSet, Convert, parse_file
-from .read import config_beside, gone, read_file
+from .read import Progress, config_beside, gone, no_progress, read_file
 
 State = tuple[int, ...]
 """Size in bytes and modification time in nanoseconds, of the file and of PEFT's configuration
 beside it, if there is one."""
+
+LIMIT = 8 if os.name == "nt" else 32
+"""More than a workflow uses: with one too many, each of its prompts would read all files again."""
 
 
 def file_state(path: Path) -> State:
@@ -35,13 +39,17 @@ class ParsedFiles:
     (On Windows they are read whole, and this holds the memory of at most `limit` adapter files.)
     """
 
-    def __init__(self, limit: int = 8, convert: Convert | None = None) -> None:
+    def __init__(self, limit: int = LIMIT, convert: Convert | None = None) -> None:
         self._convert = convert
         self._limit = limit
         self._kept: OrderedDict[Path, tuple[State, AdapterSet]] = OrderedDict()
 
-    def get(self, path: Path) -> AdapterSet:
+    def get(self, path: Path, progress: Progress = no_progress) -> AdapterSet:
         """Returns the adapters of a file, read again only if its state changed.
+
+        Args:
+            path: The file.
+            progress: Told how far the numbers are read.
 
         Raises:
             FileError, FormatError, ShapeError: As `read_file` and `parse_file`.
@@ -50,7 +58,7 @@ class ParsedFiles:
         kept = self._kept.get(path)
         if kept is None or kept[0] != state:
             self._kept.pop(path, None)
-            kept = (state, parse_file(read_file(path), self._convert))
+            kept = (state, parse_file(read_file(path), self._convert, progress))
             self._kept[path] = kept
         self._kept.move_to_end(path)
         while len(self._kept) > self._limit:

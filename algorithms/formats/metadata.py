@@ -110,6 +110,8 @@ class AdapterMetadata:
         Args:
             module: Module name as in the file.
         """
+        if not self._peft_config:
+            return False
         saved = of_module(self._peft_config, module).get("modules_to_save")
         parts = module.split(".")
         paths = [".".join(parts[:count]) for count in range(1, len(parts) + 1)]

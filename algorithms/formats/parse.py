@@ -6,7 +6,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import torch
@@ -17,12 +17,12 @@ from ..adapters.diff import Diff, FullRank
 from ..adapters.dora import Dora
 from ..adapters.lora import UP
 from ..adapters.replacement import Replacement
-from ..errors import FormatError, MissingTensorError, NonFiniteError, ShapeError, listed
+from ..errors import FileError, FormatError, MissingTensorError, NonFiniteError, ShapeError, listed
 from ..shapes import check_fields
 from . import peft
 from .embeddings import Embeddings, is_embedding, split_embeddings
 from .metadata import AdapterMetadata
-from .read import Header, RawFile, hollow
+from .read import Header, Progress, RawFile, finite, hollow, no_progress
 
 Suffixes = dict[str, str]
 """Suffix as in the roles -> key, the tensors of one module."""
@@ -53,6 +53,23 @@ class AdapterSet:
             for module, adapters in self.adapters.items()
         }
         return replace(self, adapters=cut)
+
+    def cut(self, rank: int) -> "AdapterSet":
+        """Returns the set cut to its first `rank` ranks, 0 for all, with a note where that is wrong."""
+        if rank == 0:
+            return self
+        cut = self.sliced(rank)
+        if self.metadata.is_dylora:
+            return cut
+        ranks = [adapter.rank for several in cut.adapters.values() for adapter in several]
+        larger = sum(1 for one in ranks if one is not None and one > rank)
+        notes = [
+            f"Cut to rank {rank}, but the file is not marked as DyLoRA: only DyLoRA training puts "
+            "the most important ranks first. Set rank to 0 for an ordinary LoRA."
+        ]
+        if larger:
+            notes.append(f"Not cut, as their method has no order of ranks: {larger} layers.")
+        return replace(cut, notes=(*cut.notes, *notes))
 
     def as_trained(self, *, corrections: bool = True) -> "AdapterSet":
         """Returns the set with everything that the header says and the tensors do not.
@@ -98,15 +115,18 @@ class AdapterSet:
             )
 
 
-def parse_file(raw: RawFile, convert: Convert | None = None) -> AdapterSet:
+def parse_file(
+    raw: RawFile, convert: Convert | None = None, progress: Progress = no_progress
+) -> AdapterSet:
     """Finds the adapters of a file.
 
-    What its header alone proves wrong is said before any tensor is read, and only the tensors of
-    adapters are.
+    What its header alone proves wrong is said before the numbers of any tensor are read, and only
+    those of adapters are.
 
     Args:
         raw: The file.
         convert: Renames its tensors before they are looked at.
+        progress: Told how far the numbers are read.
 
     Raises:
         FormatError: No tensor belongs to a known method, two methods fit the same tensors, or a
@@ -115,13 +135,29 @@ def parse_file(raw: RawFile, convert: Convert | None = None) -> AdapterSet:
         NonFiniteError: A tensor holds NaN or infinity.
         ShapeError: The tensors of a module contradict each other.
     """
-    left = parse_header(raw.header, raw.config, convert).unclaimed
-    skipped = set(left)
-    tensors = {key: raw.tensor(key) for key in raw.header.forms if key not in skipped}
-    tensors = tensors if convert is None else convert(tensors)
-    wanted = {key: tensor for key, tensor in tensors.items() if key not in skipped}
-    parsed = parse_tensors(wanted, raw.metadata, raw.name, raw.config)
-    return replace(parsed, unclaimed=left, notes=(*raw.notes, *parsed.notes))
+    tensors: dict[str, Tensor] = {}
+    unreadable: list[str] = []
+    for key, form in raw.header.forms.items():
+        try:
+            tensors[key] = raw.tensor(key)
+        except FileError:
+            tensors[key] = hollow(form)
+            unreadable.append(key)
+    named = tensors if convert is None else convert(dict(tensors))
+    as_in_file = all(tensors.get(key) is tensor for key, tensor in named.items())
+    are_finite = partial(raw.is_finite, progress=progress) if as_in_file else _unknown
+    parsed = parse_tensors(named, raw.metadata, raw.name, raw.config, are_finite)
+    unclaimed = set(parsed.unclaimed)
+    for key in unreadable:
+        if key not in unclaimed:
+            raw.tensor(key)
+    return replace(parsed, notes=(*raw.notes, *parsed.notes))
+
+
+def _unknown(keys: Iterable[str]) -> bool:
+    """Says nothing in advance: each tensor is looked at."""
+    del keys
+    return False
 
 
 def parse_header(
@@ -147,6 +183,7 @@ def parse_tensors(
     metadata: Mapping[str, str],
     source: str,
     config: Mapping[str, Any] | None = None,
+    are_finite: Callable[[Iterable[str]], bool] = _unknown,
 ) -> AdapterSet:
     """Finds the adapters among named tensors; see `parse_file`.
 
@@ -155,6 +192,7 @@ def parse_tensors(
         metadata: The strings of the header.
         source: What to call the file in messages.
         config: PEFT's configuration from a file beside it, used if it can belong to it.
+        are_finite: Whether some tensors are quickly known to hold finite numbers.
     """
     notes = _refused(itertools.filterfalse(_is_claimed, tensors), source)
     known = AdapterMetadata(dict(metadata), dict(config or {}))
@@ -164,6 +202,7 @@ def parse_tensors(
     used: set[str] = set()
     adapters: dict[str, tuple[Adapter, ...]] = {}
     incomplete: list[str] = []
+    numbers: dict[str, str] = {}
     for module, own in modules.items():
         suffixes = _common_of(module, common) | own
         shapes = {suffix: tuple(tensors[key].shape) for suffix, key in suffixes.items()}
@@ -184,7 +223,10 @@ def parse_tensors(
         ]
         unclaimed += [own[suffix] for suffix in left]
         if claims and not incomplete:
-            adapters[module] = _build_all(claims, suffixes, tensors, f"{source}: {module}")
+            where = f"{source}: {module}"
+            adapters[module] = _build_all(claims, suffixes, tensors, where)
+            for suffix in itertools.chain.from_iterable(claim.numbers for claim in claims):
+                numbers.setdefault(suffixes[suffix], where)
     if incomplete:
         raise MissingTensorError(
             f"{source} is incomplete: {listed(incomplete, 3, '; ')}. Download or save it again."
@@ -193,13 +235,18 @@ def parse_tensors(
     if not adapters:
         raise FormatError(_why_nothing(tensors, source))
     _refuse_quantised(unclaimed, source)
+    if why := _misfit(known, adapters, tensors):
+        note = f"adapter_config.json beside the file is not used, as it belongs to another: {why}."
+        alone = parse_tensors(tensors, metadata, source, are_finite=are_finite)
+        return replace(alone, notes=(note, *alone.notes))
+    floats = {key for key in tensors if tensors[key].is_floating_point()}.difference(unclaimed)
+    known_finite = floats if are_finite(floats) else set[str]()
+    for key, where in numbers.items():
+        if key not in known_finite:
+            _finite(tensors[key], key, where)
     for name, vectors in embeddings.items():
         for encoder, vector in vectors.items():
             _finite(vector, f"the embedding {name} {encoder}".rstrip(), source)
-    if why := _misfit(known, adapters, tensors):
-        note = f"adapter_config.json beside the file is not used, as it belongs to another: {why}."
-        alone = parse_tensors(tensors, metadata, source)
-        return replace(alone, notes=(note, *alone.notes))
     if known.config:
         notes = (*notes, "What its tensors do not say is from adapter_config.json beside the file.")
     return AdapterSet(source, adapters, known, tuple(unclaimed), embeddings, notes)
@@ -223,8 +270,8 @@ def _refused(keys: Iterable[str], source: str) -> tuple[str, ...]:
 
 def _is_claimed(key: str) -> bool:
     """Whether a key ends like a tensor of a method that is known, and not like any weight."""
-    found = ENDING.search("." + key)
-    return found is not None and _owned(_as_in_roles(found.group()))
+    suffix, _ = _split("." + key)
+    return suffix is not None and _owned(suffix)
 
 
 def _misfit(
@@ -256,6 +303,12 @@ class _Claim:
         shared = {role.field for role in self.method.roles if role.shared}
         return {suffix for name, suffix in self.suffixes.items() if name not in shared}
 
+    @cached_property
+    def numbers(self) -> tuple[str, ...]:
+        """The suffixes of tensors that are computed with."""
+        fields = {role.field for role in self.method.roles if not role.scalar and not role.sizes}
+        return tuple(suffix for name, suffix in self.suffixes.items() if name in fields)
+
 
 def _roles() -> dict[str, list[tuple[type[Adapter], Role]]]:
     """Returns suffix -> the methods and roles that know it."""
@@ -274,8 +327,19 @@ def _pattern(suffix: str) -> str:
     return re.escape(suffix).replace(r"\*", r"[^.]+")
 
 
-# The leftmost match that reaches the end is the longest suffix.
-ENDING = re.compile(f"(?:{'|'.join(_pattern(suffix) for suffix in SUFFIXES)})$")
+def _ending() -> re.Pattern[str]:
+    """Returns what finds the longest suffix of a key: the leftmost match that reaches the end.
+
+    It is tried at every separator, and names may have many of one kind and few suffixes of it.
+    """
+    by_separator: dict[str, list[str]] = defaultdict(list)
+    for suffix in SUFFIXES:
+        by_separator[suffix[0]].append(_pattern(suffix[1:]))
+    starts = [f"{re.escape(one)}(?:{'|'.join(rest)})" for one, rest in by_separator.items()]
+    return re.compile(f"(?:{'|'.join(starts)})$")
+
+
+ENDING = _ending()
 WILDCARDS = {suffix: re.compile(_pattern(suffix)) for suffix in SUFFIXES if "*" in suffix}
 COMMON = {suffix for suffix, uses in SUFFIXES.items() if any(role.common for _, role in uses)}
 
@@ -297,9 +361,8 @@ def _by_module(
     unknown: list[str] = []
     for key in keys:
         whole = "." + _as_read(key, known)  # what serves all modules may have nothing before it
-        found = ENDING.search(whole)
-        suffix = None if found is None else _as_in_roles(found.group())
-        name = "" if found is None else whole[1 : found.start()]
+        suffix, start = _split(whole)
+        name = whole[1:start]
         if suffix is None or (not name and suffix not in COMMON):
             unknown.append(key)
             continue
@@ -320,11 +383,10 @@ PLAIN = {role.field: role.suffixes[0] for role in Replacement.roles}
 def _as_read(key: str, known: AdapterMetadata) -> str:
     """Returns a key as it is read: that of a layer stored whole may be the model's own name."""
     module, _, parameter = key.rpartition(".")
-    found = ENDING.search(key)
-    plain = found is None or found.start() == len(module)
-    if parameter in PLAIN and plain and known.keeps_whole(module):
-        return module + PLAIN[parameter]
-    return key
+    if parameter not in PLAIN or not known.keeps_whole(module):
+        return key
+    suffix, start = _split(key)
+    return module + PLAIN[parameter] if suffix is None or start == len(module) else key
 
 
 def _common_of(module: str, common: Mapping[str, Suffixes]) -> Suffixes:
@@ -340,11 +402,17 @@ def _serves(name: str, module: str) -> bool:
     return not name or module == name or module.startswith(name + ".")
 
 
-def _as_in_roles(ending: str) -> str:
-    """Returns a suffix as the roles spell it, `*` for the name of an adapter."""
+@lru_cache(maxsize=16384)  # most files of a model have the same names
+def _split(key: str) -> tuple[str | None, int]:
+    """Returns the longest known suffix, `*` for the name of an adapter, and where it begins."""
+    found = ENDING.search(key)
+    if found is None:
+        return None, 0
+    ending = found.group()
     if ending in SUFFIXES:
-        return ending
-    return next(suffix for suffix, pattern in WILDCARDS.items() if pattern.fullmatch(ending))
+        return ending, found.start()
+    spelled = (suffix for suffix, pattern in WILDCARDS.items() if pattern.fullmatch(ending))
+    return next(spelled), found.start()
 
 
 @lru_cache(maxsize=1024)  # the modules of all files are of a few kinds
@@ -363,15 +431,16 @@ def _candidates(suffixes: frozenset[str]) -> tuple[_Claim, ...]:
     return tuple(claims)
 
 
-def _claims(suffixes: Suffixes, shapes: Mapping[str, tuple[int, ...]], source: str) -> list[_Claim]:
+def _claims(
+    suffixes: Suffixes, shapes: Mapping[str, tuple[int, ...]], source: str
+) -> Sequence[_Claim]:
     """Returns the methods that the tensors of one module make.
 
     A method claims when all its required roles are there, the numbers of their axes and whatever
     else it asks of their shapes fit, and none of its own ones is taken by a method that claims
     more (LoRA's Tucker form over LoRA).
     """
-    claims = _fitting(_candidates(frozenset(suffixes)), shapes)
-    claims = [claim for claim in claims if not any(claim.own < other.own for other in claims)]
+    claims = _fitting(frozenset(shapes.items()))
     for first, second in itertools.combinations(claims, 2):
         if first.own & second.own:
             raise FormatError(
@@ -421,11 +490,15 @@ def _refuse_quantised(unclaimed: Iterable[str], source: str) -> None:
         )
 
 
-def _fitting(claims: Sequence[_Claim], shapes: Mapping[str, tuple[int, ...]]) -> list[_Claim]:
-    """Leaves out claims whose shapes do not fit, where another claim on the same tensors does.
+@lru_cache(maxsize=4096)
+def _fitting(forms: frozenset[tuple[str, tuple[int, ...]]]) -> tuple[_Claim, ...]:
+    """Returns the claims on tensors of these suffixes and shapes, without those inside others.
 
-    The only claim on some tensors stays whatever their shapes: it then says what is wrong.
+    Left out are claims whose shapes do not fit, where another claim on the same tensors does. The
+    only claim on some tensors stays whatever their shapes: it then says what is wrong.
     """
+    shapes = dict(forms)
+    claims = _candidates(frozenset(shapes))
 
     def fits(claim: _Claim) -> bool:
         of_fields = {field: shapes[suffix] for field, suffix in claim.suffixes.items()}
@@ -433,7 +506,8 @@ def _fitting(claims: Sequence[_Claim], shapes: Mapping[str, tuple[int, ...]]) ->
 
     fitting = [claim for claim in claims if fits(claim)]
     contested = {suffix for claim in fitting for suffix in claim.own}
-    return [claim for claim in claims if claim in fitting or not claim.own & contested]
+    left = [claim for claim in claims if claim in fitting or not claim.own & contested]
+    return tuple(one for one in left if not any(one.own < other.own for other in left))
 
 
 def _build_all(
@@ -498,7 +572,7 @@ def _values(
             values[role.field] = _sizes(tensors[key], key, where)
         else:
             _require_numbers(tensors[key], key, role, where)
-            values[role.field] = _finite(tensors[key], key, where)
+            values[role.field] = tensors[key]
     tensors_only = {name: value for name, value in values.items() if isinstance(value, Tensor)}
     check_fields(claim.method, tensors_only, where)
     if any(value.dtype == torch.float64 for value in tensors_only.values()):
@@ -565,21 +639,23 @@ def _sizes(tensor: Tensor, key: str, where: str) -> tuple[int, ...] | None:
     return tuple(int(size) for size in sizes)
 
 
-def _finite(tensor: Tensor, key: str, where: str) -> Tensor:
-    """Returns the tensor if all its numbers are finite."""
+def _finite(tensor: Tensor, key: str, where: str) -> None:
+    """Checks the numbers of a tensor; those of a header pass for good ones.
+
+    Raises:
+        FormatError: They are whole and below 0.
+        NonFiniteError: They are not finite.
+    """
     if tensor.is_meta:
-        return tensor
-    if not tensor.is_floating_point() and bool((tensor < 0).any()):
-        raise FormatError(f"{where}: {key} holds places below 0. Download or save it again.")
-    numbers = (
-        tensor if tensor.dtype.itemsize > 1 or not tensor.is_floating_point() else tensor.float()
-    )
-    if not torch.isfinite(numbers).all():
+        return
+    if not tensor.is_floating_point():
+        if bool((tensor < 0).any()):
+            raise FormatError(f"{where}: {key} holds places below 0. Download or save it again.")
+    elif not finite(tensor):
         raise NonFiniteError(
             f"{where}: {key} contains NaN or infinity. It would turn every picture black; "
             "the training went wrong or the file is damaged. Use an earlier save."
         )
-    return tensor
 
 
 def _modules(count: int) -> str:

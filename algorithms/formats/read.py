@@ -6,9 +6,10 @@ under `__metadata__` strings; then the tensors. (safetensors, format description
 
 import json
 import math
+import mmap
 import os
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -59,6 +60,17 @@ DTYPES = {
 """Each dtype of the format: bits of a number, and its name in PyTorch, which may lack it."""
 
 
+PIECE = 2**24
+"""Numbers that are looked at in one go."""
+
+Progress = Callable[[int, int], None]
+"""Told how many bytes are done, and how many there are."""
+
+
+def no_progress(done: int, total: int) -> None:
+    """Tells nobody."""
+
+
 @dataclass(frozen=True)
 class Form:
     """What the header says of one tensor."""
@@ -76,6 +88,8 @@ class Header:
     metadata: dict[str, str]
     forms: dict[str, Form]
     """Every key of the file with what its tensor is like."""
+    spans: dict[str, tuple[int, int]]
+    """Every key with the places in the file where its tensor begins and ends, in bytes."""
 
     @property
     def name(self) -> str:
@@ -89,6 +103,8 @@ class RawFile:
 
     header: Header
     _opened: Any = field(repr=False)
+    """What the library made of the file: tensors by key, or something that gives them."""
+    _mapped: mmap.mmap | None = field(default=None, repr=False)
     config: dict[str, Any] = field(default_factory=dict[str, Any])
     """PEFT's `adapter_config.json` beside the file, whether it belongs to it or not; empty where
     there is none."""
@@ -116,15 +132,68 @@ class RawFile:
         Raises:
             FileError: The tensor has a dtype that this version of PyTorch or safetensors lacks.
         """
+        form = self.header.forms[key]
+        if self._mapped is not None and self._lies_ready(key):
+            return self._flat(*self.header.spans[key], form.dtype).view(form.shape)
         try:
             if isinstance(self._opened, dict):
                 return self._opened[key]
             return self._opened.get_tensor(key)
         except (SafetensorError, AttributeError) as error:
             raise FileError(
-                f"{self.name}: {key} has the dtype {self.header.forms[key].dtype}, which cannot be "
+                f"{self.name}: {key} has the dtype {form.dtype}, which cannot be "
                 "read here. Save the adapter as float16 or bfloat16."
             ) from error
+
+    def is_finite(self, keys: Iterable[str], progress: Progress = no_progress) -> bool:
+        """Whether the numbers of these tensors are finite.
+
+        Neighbours are looked at together: hundreds of small calls take longer than the numbers.
+
+        Args:
+            keys: Tensors of floats.
+            progress: Told how far it is.
+        """
+        runs = list(self._runs(keys))
+        total = sum(run.nbytes for run in runs)
+        done = 0
+        for run in runs:
+            for piece in run.split(PIECE):
+                if not finite(piece):
+                    return False
+                done += piece.nbytes
+                progress(done, total)
+        return True
+
+    def _runs(self, keys: Iterable[str]) -> Iterator[Tensor]:
+        """Yields flat tensors that hold the numbers of the given ones, as few as possible."""
+        begin = end = 0
+        dtype = ""
+        for key in sorted(keys, key=self.header.spans.__getitem__):
+            if self._mapped is None or not self._lies_ready(key):
+                yield self.tensor(key).flatten()
+                continue
+            own, own_dtype = self.header.spans[key], self.header.forms[key].dtype
+            if own[0] != end or own_dtype != dtype:
+                if begin < end:
+                    yield self._flat(begin, end, dtype)
+                begin, dtype = own[0], own_dtype
+            end = own[1]
+        if begin < end:
+            yield self._flat(begin, end, dtype)
+
+    def _lies_ready(self, key: str) -> bool:
+        """Whether PyTorch can use the bytes of a tensor as they lie in the file."""
+        begin, end = self.header.spans[key]
+        bits, dtype = DTYPES[self.header.forms[key].dtype]
+        return begin < end and bits % 8 == 0 and begin * 8 % bits == 0 and hasattr(torch, dtype)
+
+    def _flat(self, begin: int, end: int, dtype: str) -> Tensor:
+        """Returns a part of the mapped file as a row of numbers."""
+        bits, name = DTYPES[dtype]
+        count = (end - begin) * 8 // bits
+        numbers: Any = getattr(torch, name)
+        return torch.frombuffer(self._mapped, dtype=numbers, count=count, offset=begin)
 
 
 def read_file(path: Path) -> RawFile:
@@ -135,17 +204,31 @@ def read_file(path: Path) -> RawFile:
     """
     header = read_header(path)
     try:
-        opened: Any
         if os.name == "nt":  # a mapped file could not be replaced by its owner
-            opened = safetensors.torch.load_file(path)
+            opened, mapped = safetensors.torch.load_file(path), None
         else:
-            opened = safe_open(path, framework="pt")
+            opened, mapped = safe_open(path, framework="pt"), _map(path)
     except OSError as error:
         raise FileError(_unreadable(path, error)) from error
     except SafetensorError as error:
         raise FileError(_invalid(path, str(error))) from error
     config, notes = _read_config(config_beside(path))
-    return RawFile(header, opened, config, notes)
+    return RawFile(header, opened, mapped, config, notes)
+
+
+def _map(path: Path) -> mmap.mmap:
+    """Maps a file into memory, which reads nothing of it; what is written there stays there."""
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+
+
+def finite(tensor: Tensor) -> bool:
+    """Whether all numbers of a tensor are finite, in one pass and without a copy where possible."""
+    if tensor.numel() == 0:
+        return True
+    # A NaN anywhere is the least and the greatest number. What is in 8 bits knows no order here.
+    least, greatest = torch.aminmax(tensor if tensor.dtype.itemsize > 1 else tensor.float())
+    return math.isfinite(least.item()) and math.isfinite(greatest.item())
 
 
 def read_header(path: Path) -> Header:
@@ -172,19 +255,20 @@ def read_header(path: Path) -> Header:
             "Download or save it again."
         )
     forms: dict[str, Form] = {}
-    spans: list[tuple[int, int]] = []
+    spans: dict[str, tuple[int, int]] = {}
+    start = 8 + len(text)
     for key, entry in entries.items():
         try:
-            forms[key], span = _form(entry)
+            forms[key], (begin, end) = _form(entry)
         except ValueError as error:
             raise FileError(_invalid(path, f"{key}: {error}")) from error
-        spans.append(span)
-    expected_bytes = 8 + len(text) + max(end for _, end in spans)
+        spans[key] = (start + begin, start + end)
+    expected_bytes = max(end for _, end in spans.values())
     if size_bytes < expected_bytes:
         raise FileError(_truncated(path, expected_bytes, size_bytes))
-    if size_bytes > expected_bytes or not _adjoin(spans):
+    if size_bytes > expected_bytes or not _adjoin(spans.values(), start):
         raise FileError(_invalid(path, "its tensors do not fill the file without gap or overlap"))
-    return Header(path, metadata, forms)
+    return Header(path, metadata, forms, spans)
 
 
 @lru_cache(maxsize=4096)
@@ -255,13 +339,13 @@ def _split(header: Any) -> tuple[dict[str, str], dict[str, Any]]:
     return metadata, entries
 
 
-def _form(entry: Any) -> tuple[Form, tuple[int, int]]:
+def _form(entry: object) -> tuple[Form, tuple[int, int]]:
     """Returns what the header says of a tensor, and where it begins and ends.
 
     Raises:
         ValueError: The entry is of another kind, or contradicts itself.
     """
-    if not isinstance(entry, Mapping):
+    if not isinstance(entry, dict):
         raise ValueError("its entry is no object")
     dtype, shape, offsets = (entry.get(name) for name in ("dtype", "shape", "data_offsets"))
     if not isinstance(dtype, str) or dtype not in DTYPES:
@@ -275,14 +359,15 @@ def _form(entry: Any) -> tuple[Form, tuple[int, int]]:
 
 
 def _sizes(values: Any) -> tuple[int, ...]:
-    if isinstance(values, list) and all(type(value) is int and value >= 0 for value in values):
-        return tuple(values)
+    if isinstance(values, list) and set(map(type, values)) <= {int}:
+        sizes: tuple[int, ...] = tuple(values)
+        if min(sizes, default=0) >= 0:
+            return sizes
     raise ValueError(f"{values!r} are no sizes")
 
 
-def _adjoin(spans: Iterable[tuple[int, int]]) -> bool:
-    """Whether each span begins where the one before it ends, from 0 on."""
-    reached = 0
+def _adjoin(spans: Iterable[tuple[int, int]], reached: int) -> bool:
+    """Whether each span begins where the one before it ends, from `reached` on."""
     for begin, end in sorted(spans):
         if begin != reached:
             return False

@@ -1,6 +1,7 @@
 """Adapter files by the names that the host lists."""
 
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import folder_paths
 from comfy.lora_convert import convert_lora
@@ -8,10 +9,16 @@ from comfy.lora_convert import convert_lora
 from ...algorithms.errors import FileError
 from ...algorithms.formats.cache import ParsedFiles, State, file_state
 from ...algorithms.formats.parse import AdapterSet
+from .messages import ReadingBar
 
 FOLDER = "loras"
 
+KEPT_OPTIONS = 4
+"""Of one file: a rank is tried out, and then stays."""
+
 _parsed = ParsedFiles(convert=convert_lora)
+_ready: WeakKeyDictionary[AdapterSet, dict[tuple[int, bool], AdapterSet]] = WeakKeyDictionary()
+"""Parsed file -> (rank, corrections) -> what became of it."""
 
 
 def adapter_names() -> list[str]:
@@ -38,13 +45,27 @@ def adapter_path(name: str) -> Path:
     return Path(path)
 
 
-def load_adapter(name: str) -> AdapterSet:
-    """Returns the adapters of a file, read again only if it changed on disk.
+def load_adapter(name: str, rank: int = 0, *, corrections: bool = True) -> AdapterSet:
+    """Returns the adapters of a file as they were trained.
+
+    It is the same object again until the file changes on disk, or many others were loaded.
+
+    Args:
+        name: Its name in the host's list.
+        rank: Cuts to the first ranks; 0 for all.
+        corrections: Whether to depart from other loaders where the header proves them wrong.
 
     Raises:
         FileError, FormatError, ShapeError: The file is missing, damaged, or no adapter.
     """
-    return _parsed.get(adapter_path(name))
+    parsed = _parsed.get(adapter_path(name), ReadingBar())
+    ready = _ready.setdefault(parsed, {})
+    options = (rank, corrections)
+    if options not in ready:
+        while len(ready) >= KEPT_OPTIONS:
+            del ready[next(iter(ready))]
+        ready[options] = parsed.as_trained(corrections=corrections).cut(rank)
+    return ready[options]
 
 
 def adapter_state(name: str) -> State | None:

@@ -1,8 +1,26 @@
-"""Text on a node in the page."""
+"""Text and progress on a node in the page."""
 
+from comfy.utils import ProgressBar
 from server import PromptServer
+
+LARGE = 2**28
+"""Bytes of a file from which on people wait for it."""
 
 
 def show_text(node_id: str, text: str) -> None:
     """Shows `text` on a node while and after it runs."""
     PromptServer.instance.send_progress_text(text, node_id)
+
+
+class ReadingBar:
+    """A bar on the running node while it reads a large file."""
+
+    def __init__(self) -> None:
+        self._bar: ProgressBar | None = None
+
+    def __call__(self, done: int, total: int) -> None:
+        """Shows how many bytes of `total` are read."""
+        if total < LARGE:
+            return
+        self._bar = self._bar or ProgressBar(total)
+        self._bar.update_absolute(done)

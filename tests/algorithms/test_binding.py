@@ -1,5 +1,7 @@
 """Binding: adapters on the weights of a model, misfits, and names without a home."""
 
+import gc
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -227,3 +229,20 @@ def test_long_lists_are_cut() -> None:
     text = report(parsed(lora("x", 3, 3)), [Coverage("diffusion model", 0, 8)], {"so it is": names})
     assert "lora_unet_2 and 5 more" in text
     assert "lora_unet_3" not in text
+
+
+def test_what_is_remembered_of_a_layer_keeps_no_tensor() -> None:
+    tensors = lora("lora_unet_attn2_to_k", 8, 768)
+    gone = [weakref.ref(tensor) for tensor in tensors.values()]
+    bind(parsed(tensors), KEY_MAP)
+    del tensors
+    gc.collect()
+    assert all(one() is None for one in gone)
+
+
+def test_a_layer_that_does_not_fit_is_told_after_others_of_its_shape_that_did() -> None:
+    binding = bind(parsed(lora("lora_unet_to_v", 4, 6)), KEY_MAP)
+    assert not binding.misfits
+    for _ in range(2):
+        with pytest.raises(ShapeError, match="does not fit this model"):
+            bind(parsed(lora("lora_unet_attn2_to_k", 4, 6)), KEY_MAP)

@@ -2,19 +2,24 @@
 
 import json
 import struct
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
 from adapter_cases import ADAPTER_CASES, AdapterCase
 from anyadapter.algorithms.errors import FormatError, ShapeError
 from anyadapter.algorithms.formats.metadata import AdapterMetadata
 from anyadapter.algorithms.formats.outline import outline
 from anyadapter.algorithms.formats.parse import AdapterSet, parse_file
-from anyadapter.algorithms.formats.read import RawFile, read_file, read_header
+from anyadapter.algorithms.formats.read import (
+    Progress,
+    RawFile,
+    no_progress,
+    read_file,
+)
 from anyadapter.algorithms.formats.write import to_tensors
 from anyadapter.algorithms.report import methods
 from checking import annotations_unchecked
@@ -143,10 +148,11 @@ def test_a_file_that_is_no_adapter_is_outlined_by_the_reason(
 
 
 class Unread(RawFile):
-    """A file whose tensors must not be touched."""
+    """A file whose numbers must not be touched."""
 
-    def tensor(self, key: str) -> Tensor:
-        raise AssertionError(f"{key} was read")
+    def is_finite(self, keys: Iterable[str], progress: Progress = no_progress) -> bool:
+        del progress
+        raise AssertionError(f"{keys} were read")
 
 
 @pytest.mark.parametrize(
@@ -157,10 +163,11 @@ class Unread(RawFile):
         ({"x.lora_up.weight": [8, 4]}, FormatError, "incomplete"),
     ],
 )
-def test_what_the_header_proves_wrong_is_said_before_a_tensor_is_read(
+def test_what_the_header_proves_wrong_is_said_before_the_numbers_are_read(
     tmp_path: Path, tensors: dict[str, list[int]], error: type[Exception], words: str
 ) -> None:
     path = tmp_path / "a.safetensors"
     write_sparse(path, tensors)
+    raw = read_file(path)
     with pytest.raises(error, match=words):
-        parse_file(Unread(read_header(path), {}))
+        parse_file(Unread(raw.header, raw._opened, raw._mapped))

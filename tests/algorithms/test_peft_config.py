@@ -250,6 +250,16 @@ def test_tokens_beside_a_lora_are_left_out_with_a_note() -> None:
     assert parsed.unclaimed == tuple(tokens)
 
 
+def test_what_is_known_and_not_applied_is_told_of_a_file_too(tmp_path: Path) -> None:
+    # The node said only that the tensor was not understood.
+    tokens = {"base_model.model.e.token_adapter.trainable_tokens_delta": torch.ones(2, 5)}
+    path = tmp_path / "style.safetensors"
+    save_file(lora() | tokens, path)
+    adapter_set = parse_file(read_file(path))
+    assert adapter_set.unclaimed == tuple(tokens)
+    assert any("trainable tokens" in note for note in adapter_set.notes)
+
+
 def test_methods_that_lack_their_shared_matrices_say_what_to_do() -> None:
     tensors = {"x.vera_lambda_b": torch.ones(3), "x.vera_lambda_d": torch.ones(2)}
     with pytest.raises(FormatError, match="save_projection=True"):

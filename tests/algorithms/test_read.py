@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import save, save_file
 
 from anyadapter.algorithms.errors import FileError
+from anyadapter.algorithms.formats import read
 from anyadapter.algorithms.formats.cache import ParsedFiles
-from anyadapter.algorithms.formats.read import read_file, read_header
+from anyadapter.algorithms.formats.read import finite, read_file, read_header
 
 LORA = {
     "x.lora_up.weight": torch.ones(3, 2),
@@ -162,3 +163,68 @@ def test_a_tensor_that_cannot_be_read_here_is_named(tmp_path: Path) -> None:
     path.write_bytes(file_of({"b": entry(0, 3, dtype="F6_E2M3", shape=(4,))}, 3))
     with pytest.raises(FileError, match=r"a\.safetensors: b has the dtype F6_E2M3"):
         read_file(path).tensor("b")
+
+
+def test_a_tensor_that_lies_across_the_places_of_its_numbers_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    entries = {
+        "a": entry(0, 1, dtype="U8"),
+        "b": entry(1, 9, shape=(2,)),
+        "c": entry(9, 9, shape=(0, 3)),
+    }
+    whole = bytearray(file_of(entries, 9))
+    whole[-8:] = struct.pack("<2f", 1.5, -2.0)
+    path.write_bytes(whole)
+    raw = read_file(path)
+    assert raw.tensor("b").tolist() == [1.5, -2.0]
+    assert raw.tensor("c").shape == (0, 3)
+    assert raw.is_finite(["b", "c"])
+
+
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e5m2)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("place", [0, 37, 99])
+def test_one_number_that_is_not_finite_is_found(
+    dtype: torch.dtype, value: float, place: int
+) -> None:
+    numbers = torch.randn(100).to(dtype)
+    assert finite(numbers)
+    numbers[place] = value
+    assert not finite(numbers)
+
+
+def test_large_numbers_of_a_low_dtype_are_finite() -> None:
+    assert finite(torch.full((1000,), 65504.0, dtype=torch.float16))
+    assert finite(torch.full((1000,), 448.0).to(torch.float8_e4m3fn))
+    assert finite(torch.empty(0, 4))
+
+
+@pytest.mark.parametrize("bad", ["a", "b", "c", "d", None])
+def test_neighbours_are_looked_at_together_and_only_what_was_asked_for(
+    tmp_path: Path, bad: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(read, "PIECE", 7)
+    tensors = {name: torch.randn(2, 5) for name in "abc"} | {"d": torch.randn(3).half()}
+    if bad is not None:
+        tensors[bad].view(-1)[1] = torch.nan
+    path = tmp_path / "a.safetensors"
+    save_file(tensors, path)
+    raw = read_file(path)
+    told: list[tuple[int, int]] = []
+    assert raw.is_finite("abcd", lambda *one: told.append(one)) == (bad is None)
+    if bad is None:
+        assert told == [*((28 * (n + 1), 126) for n in range(4)), (120, 126), (126, 126)]
+    assert raw.is_finite("ac") == (bad not in ("a", "c"))
+    assert raw.is_finite("bd") == (bad not in ("b", "d"))
+
+
+def test_each_tensor_has_a_storage_of_its_own(lora_path: Path, tmp_path: Path) -> None:
+    # Those that share one cannot be saved again.
+    raw = read_file(lora_path)
+    tensors = {key: raw.tensor(key) for key in raw.header.forms}
+    save_file(tensors, tmp_path / "again.safetensors")
+    again = read_file(tmp_path / "again.safetensors")
+    assert all(torch.equal(again.tensor(key), LORA[key]) for key in LORA)
