@@ -292,7 +292,7 @@ def _steps(
     turns = in_process.take_turns(
         builds, runs=settings.runs, latent=settings.latent, batch=settings.batch
     )
-    result.samples, result.failed = turns.seconds, turns.failed
+    result.samples, result.failed = dict(turns.seconds), turns.failed
     if not torch.accelerator.is_available():
         middles = (
             f"{who} {spread(numbers).median:.3f}"
