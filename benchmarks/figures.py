@@ -74,7 +74,7 @@ def rows(result: Result) -> list[tuple[str, ...]]:
             continue
         claim = claims.get(who)
         shown = ("", "", "", "")
-        if claim is not None and result.samples.get(claim.against):
+        if claim is not None and claim.against not in result.failed:
             found = ratio(numbers, result.samples[claim.against])
             shown = (_ratio_text(found), claim.against, *_verdict(found.median, claim.at_most))
         lines.append((result.title, who, _quantity_text(spread(numbers), result.unit), *shown))

@@ -13,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
 import torch
 
 import memory
@@ -22,7 +23,9 @@ from figures import Claim, Result, markdown, remarks, spread, table
 from machine import this_machine
 
 if TYPE_CHECKING:
-    from in_process import Build, Models  # it starts a ComfyUI, so only those import it who need it
+    from comfy.model_patcher import ModelPatcher
+
+    from in_process import Build  # it starts a ComfyUI, so only those import it who need it
 
 NONE = memory.NOBODY
 HOOK = "ours, hook"
@@ -39,6 +42,9 @@ TITLES = {
     "dora": "DoRA, rank 16",
 }
 STACKED = 5
+GB_NEEDED: Mapping[world.Size, int] = {"small": 3, "large": 14}
+"""Two sets of weights in float32, as patched ones are kept beside the others, and what a step at 64x64
+takes meanwhile: 5 GB, most of it for attention."""
 
 
 @dataclass(frozen=True)
@@ -86,25 +92,25 @@ def first_prompt(running: prompts.Prompts, settings: Settings) -> Result:
     return result
 
 
-def one_lora(models: "Models", settings: Settings) -> Result:
+def one_lora(model: "ModelPatcher", settings: Settings) -> Result:
     """Compares steps with a LoRA among all competitors."""
-    return _all_competitors("lora", models, settings, at_most=1.10)
+    return _all_competitors("lora", model, settings, at_most=1.10)
 
 
-def other_method(kind: str) -> "Callable[[Models, Settings], Result]":
+def other_method(kind: str) -> "Callable[[ModelPatcher, Settings], Result]":
     """Returns the comparison of steps with another method."""
-    return lambda models, settings: _all_competitors(kind, models, settings, at_most=1.15)
+    return lambda model, settings: _all_competitors(kind, model, settings, at_most=1.15)
 
 
-def stacked(models: "Models", settings: Settings) -> Result:
+def stacked(model: "ModelPatcher", settings: Settings) -> Result:
     """Compares steps with several LoRAs at once."""
     files = [world.adapter("lora", settings.size, number) for number in range(STACKED)]
-    builds = _ours(models, files)
+    builds = _ours(model, files)
     title = f"step, {STACKED} rank-16 LoRAs"
     return _steps("stacked", title, builds, (Claim(HOOK, PATCH, 1.25),), settings)
 
 
-def loading(models: "Models", settings: Settings) -> Result:
+def loading(model: "ModelPatcher", settings: Settings) -> Result:
     """Compares reading and placing a large file with reading alone."""
     import in_process
 
@@ -115,9 +121,9 @@ def loading(models: "Models", settings: Settings) -> Result:
     claims = (Claim(bound, read, 1.5), Claim(used, touched))
     result = Result("load", f"a file of {megabytes:.0f} MB", claims)
     result.samples = {name: [] for name in (read, touched, bound, used)}
-    in_process.sample(models.live, latent=8)
+    in_process.sample(model, latent=8)
     for number in range(settings.runs + 1):
-        found = in_process.seconds_of_loading(models.live, file)
+        found = in_process.seconds_of_loading(model, file)
         if number:  # the first is the one that reads from the disk
             for name, seconds in zip(result.samples, found, strict=True):
                 result.samples[name].append(seconds)
@@ -162,14 +168,14 @@ PROMPTS: "Mapping[str, Callable[[prompts.Prompts, Settings], Result]]" = {
 ALONE: Mapping[str, Callable[[Settings], Result]] = {"memory": peak_memory}
 """What starts processes of its own."""
 # A schedule, and strengths by conditioning, join here: their competitors are `in_process.ours` with
-# a constant strength and with the further inputs of the node, both on `models.live`.
-STEPS: "Mapping[str, Callable[[Models, Settings], Result]]" = {
+# a constant strength and with the further inputs of the node, on the same model.
+STEPS: "Mapping[str, Callable[[ModelPatcher, Settings], Result]]" = {
     "lora": one_lora,
     **{kind: other_method(kind) for kind in TITLES if kind != "lora"},
     "stacked": stacked,
     "load": loading,
 }
-"""What needs models in this process."""
+"""What needs a model in this process."""
 NAMES = (*PROMPTS, *ALONE, *STEPS)
 
 
@@ -205,10 +211,21 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
+def require_memory(size: world.Size) -> None:
+    """Ends with a sentence if the measurement would drive this machine out of its memory."""
+    free = psutil.virtual_memory().available
+    if free < GB_NEEDED[size] * 1e9 and not torch.accelerator.is_available():
+        sys.exit(
+            f"The {size} model needs {GB_NEEDED[size]} GB of free memory to be measured, and there "
+            f"are {free / 1e9:.0f}. Close other programs, or measure without --full."
+        )
+
+
 def measure(names: Sequence[str], settings: Settings, output: Path, *, as_markdown: bool) -> None:
     """Runs comparisons, prints their table, and writes the samples after each of them."""
     print("Making what is missing of checkpoints and adapters ...", flush=True)
     world.make_base(settings.size)
+    require_memory(settings.size)
     machine = this_machine()
     print(f"{machine.sentence}.", flush=True)
     results: list[Result] = []
@@ -230,7 +247,7 @@ def measure(names: Sequence[str], settings: Settings, output: Path, *, as_markdo
 
 
 def _results(names: Sequence[str], settings: Settings) -> Iterator[Result]:
-    """Measures in an order in which only one model, or two copies of it, are loaded at a time."""
+    """Measures in an order in which only one process at a time has loaded a model."""
     if any(name in PROMPTS for name in names):
         with prompts.running(settings.size) as running:
             for name in _announced(PROMPTS, names):
@@ -240,9 +257,9 @@ def _results(names: Sequence[str], settings: Settings) -> Iterator[Result]:
     if any(name in STEPS for name in names):
         import in_process
 
-        models = in_process.Models(settings.size)
+        model = in_process.load_model(settings.size)
         for name in _announced(STEPS, names):
-            yield STEPS[name](models, settings)
+            yield STEPS[name](model, settings)
 
 
 def _announced(known: Mapping[str, object], names: Sequence[str]) -> Iterator[str]:
@@ -252,30 +269,32 @@ def _announced(known: Mapping[str, object], names: Sequence[str]) -> Iterator[st
             yield name
 
 
-def _all_competitors(kind: str, models: "Models", settings: Settings, *, at_most: float) -> Result:
+def _all_competitors(
+    kind: str, model: "ModelPatcher", settings: Settings, *, at_most: float
+) -> Result:
     import in_process
 
     files = [world.adapter(kind, settings.size)]
-    builds = _ours(models, files)
+    builds = _ours(model, files)
     claims = [Claim(HOOK, PATCH, at_most)]
     if kind == "lora":
         builds |= {
-            NONE: lambda: models.live,
-            STOCK: lambda: in_process.stock(models.merged, files),
+            NONE: lambda: model,
+            STOCK: lambda: in_process.stock(model, files),
         }
         claims += [Claim(NONE, PATCH), Claim(STOCK, PATCH)]
     if in_process.has_bypass():
-        builds[BYPASS] = lambda: in_process.stock(models.live, files, bypass=True)
+        builds[BYPASS] = lambda: in_process.stock(model, files, bypass=True)
         claims.append(Claim(BYPASS, PATCH))
     return _steps(kind, f"step, {TITLES[kind]}", builds, claims, settings)
 
 
-def _ours(models: "Models", files: Sequence[str]) -> "dict[str, Build]":
+def _ours(model: "ModelPatcher", files: Sequence[str]) -> "dict[str, Build]":
     import in_process
 
     return {
-        HOOK: lambda: in_process.ours(models.live, files, "hook"),
-        PATCH: lambda: in_process.ours(models.merged, files, "patch"),
+        HOOK: lambda: in_process.ours(model, files, "hook"),
+        PATCH: lambda: in_process.ours(model, files, "patch"),
     }
 
 

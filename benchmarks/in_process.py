@@ -5,7 +5,6 @@ import logging
 import os
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +44,7 @@ logging.getLogger().setLevel(logging.WARNING)  # the host speaks of every model 
 
 Build = Callable[[], ModelPatcher]
 STRENGTH = 0.8
+SMALL_LATENT = 8
 TOKENS, CONTEXT_WIDTH = 77, 768
 
 
@@ -59,35 +59,10 @@ PromptServer.instance = _Unseen()  # pyright: ignore
 Loader = LoadAdapter.PREPARE_CLASS_CLONE({})
 
 
-class Models:
-    """Two copies of one checkpoint, loaded when first asked for.
-
-    What patches weights works on `merged`, what leaves them alone on `live`: so that they can take
-    turns step by step, and no step waits for weights to be patched.
-    """
-
-    def __init__(self, size: world.Size) -> None:
-        self._size: world.Size = size
-        self._loaded: dict[str, ModelPatcher] = {}
-
-    @property
-    def live(self) -> ModelPatcher:
-        """The copy whose weights are never patched."""
-        return self._get("live")
-
-    @property
-    def merged(self) -> ModelPatcher:
-        """The copy whose weights are patched."""
-        return self._get("merged")
-
-    def _get(self, name: str) -> ModelPatcher:
-        if name not in self._loaded:
-            path = str(world.checkpoint(self._size))
-            loaded = comfy.sd.load_checkpoint_guess_config(
-                path, output_vae=False, output_clip=False
-            )
-            self._loaded[name] = loaded[0]
-        return self._loaded[name]
+def load_model(size: world.Size) -> ModelPatcher:
+    """Returns the diffusion model of a checkpoint."""
+    path = str(world.checkpoint(size))
+    return comfy.sd.load_checkpoint_guess_config(path, output_vae=False, output_clip=False)[0]
 
 
 def ours(model: ModelPatcher, files: Sequence[str], mode: str, **inputs: Any) -> ModelPatcher:
@@ -138,15 +113,15 @@ class Step:
 class Turns:
     """What competitors that took turns needed for each of their steps."""
 
-    seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    processor_seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    seconds: dict[str, list[float]]
+    processor_seconds: dict[str, list[float]]
     failed: dict[str, str] = field(default_factory=dict)
     """Competitors that ended in an error, and what it said."""
 
 
 def take_turns(builds: Mapping[str, Build], *, runs: int, latent: int, batch: int) -> Turns:
     """Measures steps of several competitors, one of each in every round."""
-    turns = Turns()
+    turns = Turns({name: [] for name in builds}, {name: [] for name in builds})
     patchers: dict[str, ModelPatcher] = {}
     for number in range(runs):
         for name, build in builds.items():
@@ -187,20 +162,20 @@ def seconds_of_loading(model: ModelPatcher, file: str) -> tuple[float, float, fl
     patcher = ours(model, [file], "hook")
     bound = time.perf_counter() - started
     started = time.perf_counter()
-    sample(patcher, latent=8)
+    sample(patcher, latent=SMALL_LATENT)
     whole = time.perf_counter() - started
     started = time.perf_counter()
-    sample(patcher, latent=8)
+    sample(patcher, latent=SMALL_LATENT)
     again = time.perf_counter() - started
-    sample(model, latent=8)
+    sample(model, latent=SMALL_LATENT)
     return read, touched, bound, bound + whole - again
 
 
 def settled_step(patcher: ModelPatcher, *, latent: int, batch: int = 1) -> Step:
     """Returns the time of one step of sampling.
 
-    If another clone of the model was in use before, a step goes ahead that does not count: what it
-    prepares is paid once in a prompt, and the comparisons of prompts measure it.
+    If another clone of the model was in use before, a small step goes ahead that does not count:
+    what loading and it prepare is paid once in a prompt, and the comparisons of prompts measure it.
 
     Args:
         patcher: The model.
@@ -208,8 +183,9 @@ def settled_step(patcher: ModelPatcher, *, latent: int, batch: int = 1) -> Step:
         batch: 1 without a negative prompt, 2 with one.
     """
     loaded = [item.model for item in comfy.model_management.current_loaded_models]
-    settled = any(item is patcher for item in loaded)
-    return sample(patcher, latent=latent, batch=batch, steps=1 if settled else 2)[-1]
+    if not any(item is patcher for item in loaded):
+        sample(patcher, latent=SMALL_LATENT, batch=batch)
+    return sample(patcher, latent=latent, batch=batch)[0]
 
 
 def sample(patcher: ModelPatcher, *, latent: int, batch: int = 1, steps: int = 1) -> list[Step]:

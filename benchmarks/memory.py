@@ -60,7 +60,7 @@ def _measure(who: str, kind: str, size: world.Size, latent: int) -> Memory:
     import in_process  # here, as it starts a ComfyUI
 
     files = [world.adapter(kind, size)]
-    model = in_process.Models(size).live
+    model = in_process.load_model(size)
     in_process.sample(model, latent=latent)  # so that what a first step takes is in both figures
     in_process.forget()
     in_process.sample(model, latent=latent)

@@ -62,7 +62,7 @@ def test_memory_is_told_in_megabytes():
 
 
 def test_a_competitor_that_fails_is_told_and_not_compared():
-    shown = result(hook=[1.0], merged=[])
+    shown = result(hook=[1.0, 1.0], merged=[1.0])
     shown.failed["merged"] = "RuntimeError: no"
     assert [line[1:4] for line in figures.rows(shown)] == [
         ("hook", "1.000 s (1.000 to 1.000)", ""),
