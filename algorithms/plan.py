@@ -61,11 +61,13 @@ class Costs:
 
 
 class Budget:
-    """Memory for weights that were built, so that they need not be built again at each call."""
+    """Memory for weights that are built: some to be kept, and room for one that is used at once."""
 
     def __init__(self, limit_bytes: int) -> None:
+        """Takes how much may be kept, which the room for one weight does not count to."""
         self.limit_bytes = limit_bytes
         self.used_bytes = 0
+        self._room: Tensor | None = None
 
     def take(self, size_bytes: int) -> bool:
         """Whether there was as much left; then it is taken."""
@@ -77,6 +79,23 @@ class Budget:
     def give_back(self, size_bytes: int) -> None:
         """Takes note that a weight was let go."""
         self.used_bytes -= size_bytes
+
+    def room_for(self, weight: Tensor) -> Tensor | None:
+        """Returns memory in the shape of `weight`, until the next call; None where new one is as good.
+
+        On a CPU, large tensors come from the system page by page, which takes longer than to write
+        them. Gradients need tensors that stay.
+        """
+        if weight.device.type != "cpu" or torch.is_grad_enabled():
+            return None
+        if self._room is None or self._room.nbytes < weight.nbytes:
+            self._room = torch.empty(weight.nbytes, dtype=torch.uint8)
+        return self._room[: weight.nbytes].view(weight.dtype).view(weight.shape)
+
+    def clear(self) -> None:
+        """Takes note that nothing is kept any more, and lets the room go."""
+        self.used_bytes = 0
+        self._room = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -337,26 +356,34 @@ class LayerPlan:
                 return self._kept[1]
             self._budget.give_back(self._kept[1].nbytes)
             self._kept = None
-        built = self._built(weight.contiguous(), strengths)
-        if self._built_last == strengths.numbers and self._budget.take(built.nbytes):
-            self._kept = (strengths.numbers, built)
+        weight = weight.contiguous()
+        stays = self._built_last == strengths.numbers and self._budget.take(weight.nbytes)
         self._built_last = strengths.numbers
+        room = None if stays else self._budget.room_for(weight)
+        built = self._built(weight, strengths, room)
+        if stays:
+            self._kept = (strengths.numbers, built)
         return built
 
-    def _built(self, weight: Tensor, strengths: Strengths) -> Tensor:
-        """Returns a new weight with the changes of all adapters, each computed from `weight`."""
+    def _built(self, weight: Tensor, strengths: Strengths, room: Tensor | None) -> Tensor:
+        """Returns the weight with the changes of all adapters, each computed from `weight`.
+
+        Args:
+            weight: The base.
+            strengths: The same for all elements of the batch.
+            room: Memory for the result, or None for new one.
+        """
         total: Tensor | None = None
-        shape = weight.shape
         if self._outputs is not None:
             gain = (strengths.tensor(weight) @ self._outputs).reshape(-1, *[1] * (weight.ndim - 1))
-            total = torch.addcmul(weight, weight, gain)
+            total = torch.addcmul(weight, weight, gain, out=room)
         if self._inputs is not None:
             gain = (strengths.tensor(weight) @ self._inputs).reshape(-1, *[1] * (weight.ndim - 2))
-            total = torch.addcmul(weight if total is None else total, weight, gain)
+            base = weight if total is None else total
+            total = torch.addcmul(base, weight, gain, out=total if room is None else room)
         if self._low_rank is not None:
-            total = self._with_factors(
-                weight if total is None else total, strengths, self._low_rank
-            )
+            base = weight if total is None else total
+            total = self._with_factors(base, strengths, self._low_rank, room)
         for own in self._own:
             strength = strengths.numbers[own.index][0]
             if strength == 0:
@@ -365,25 +392,29 @@ class LayerPlan:
             change = own.adapter.delta_weight(part)
             if change is None:
                 continue
-            if total is None and own.rows is None:
-                total = torch.add(weight, change.to(weight.dtype), alpha=strength)
+            change = change.to(weight.dtype)
+            if own.rows is None:
+                base = weight if total is None else total
+                total = torch.add(base, change, alpha=strength, out=room)
             else:
-                total = weight.clone() if total is None else total
-                _add(total, change.to(weight.dtype) * strength, own.rows)
-        return weight if total is None else total.reshape(shape)
+                total = _copied(weight, room) if total is None else total
+                own.rows.add(total, change * strength)
+        return weight if total is None else total
 
-    def _with_factors(self, base: Tensor, strengths: Strengths, joined: _LowRank) -> Tensor:
-        """Returns a new weight: `base` plus the products of all factors."""
+    def _with_factors(
+        self, base: Tensor, strengths: Strengths, joined: _LowRank, room: Tensor | None
+    ) -> Tensor:
+        """Returns `base` plus the products of all factors, in other memory or in `room`."""
         ranks = self._ranks_at(strengths, joined)[0]
         matrix = base.flatten(1)
-        if len(joined.windows) == 1 and joined.windows[0].up.shape[0] == matrix.shape[0]:
-            return torch.addmm(matrix, joined.windows[0].up * ranks, joined.down).reshape(
-                base.shape
-            )
-        total = matrix.clone()
+        out = None if room is None else room.flatten(1)
+        (first, *others) = joined.windows
+        if not others and first.up.shape[0] == matrix.shape[0]:
+            return torch.addmm(matrix, first.up * ranks, joined.down, out=out).reshape(base.shape)
+        total = _copied(matrix, out)
         for window in joined.windows:
             up = window.up * ranks[window.ranks]
-            total[window.rows] += up @ joined.down[window.ranks]
+            total[window.rows].addmm_(up, joined.down[window.ranks])
         return total.reshape(base.shape)
 
     def _bias(self, x: Tensor, layer: Layer, strengths: Strengths) -> Tensor | None:
@@ -551,9 +582,8 @@ def _is_tracked(y: Tensor) -> bool:
     return torch.is_grad_enabled() and y.requires_grad
 
 
-def _add(total: Tensor, change: Tensor, rows: Rows | None) -> None:
-    """Adds a change in place, to all of `total` or to some of its rows."""
-    if rows is None:
-        total += change
-    else:
-        rows.add(total, change)
+def _copied(tensor: Tensor, room: Tensor | None) -> Tensor:
+    """Returns a copy, in `room` where there is one; or `tensor` itself where it is that room."""
+    if room is None:
+        return tensor.clone()
+    return tensor if room.data_ptr() == tensor.data_ptr() else room.copy_(tensor)

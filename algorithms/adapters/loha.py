@@ -69,7 +69,9 @@ class Loha(Adapter):
         shape = tuple(weight.shape)
         first = low_rank(widened(self.w1_a) * self.scale, widened(self.w1_b), shape)
         second = low_rank(widened(self.w2_a), widened(self.w2_b), shape)
-        return first * second
+        if torch.is_grad_enabled():
+            return first * second
+        return first.mul_(second)  # the time of a large product is that of new memory for it
 
     def delta_output(
         self, x: Float[Tensor, "B ..."], y: Float[Tensor, "B ..."], layer: Layer

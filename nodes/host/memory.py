@@ -94,7 +94,7 @@ class PlanStore(nn.Module):
         """Forgets all plans; they are made again at the next call."""
         self._plans.clear()
         self._plan_bytes = 0
-        self.budget.used_bytes = 0
+        self.budget.clear()
 
     def meet(self, base: object) -> None:
         """Forgets what was made for other weights than those that `base` stands for."""
