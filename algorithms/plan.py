@@ -380,7 +380,7 @@ class LayerPlan:
         if self._inputs is not None:
             gain = (strengths.tensor(weight) @ self._inputs).reshape(-1, *[1] * (weight.ndim - 2))
             base = weight if total is None else total
-            total = torch.addcmul(base, weight, gain, out=total if room is None else room)
+            total = torch.addcmul(base, weight, gain, out=room)
         if self._low_rank is not None:
             base = weight if total is None else total
             total = self._with_factors(base, strengths, self._low_rank, room)

@@ -207,7 +207,8 @@ def main(arguments: Sequence[str]) -> int:
     )
     moment = datetime.now().strftime("%Y-%m-%d-%H%M%S")
     output = chosen.output or world.FOLDER / f"{moment}.json"
-    measure(chosen.names or NAMES, settings, output, as_markdown=chosen.markdown)
+    with torch.inference_mode():  # as ComfyUI runs its prompts
+        measure(chosen.names or NAMES, settings, output, as_markdown=chosen.markdown)
     return 0
 
 

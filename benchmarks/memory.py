@@ -99,4 +99,5 @@ def _status(name: str) -> int:
 if __name__ == "__main__":
     who, kind, size, latent = sys.argv[1:]
     assert size in ("small", "large")
-    print(json.dumps(asdict(_measure(who, kind, size, int(latent)))))
+    with torch.inference_mode():  # as ComfyUI runs its prompts
+        print(json.dumps(asdict(_measure(who, kind, size, int(latent)))))
