@@ -110,6 +110,39 @@ def stacked(model: "ModelPatcher", settings: Settings) -> Result:
     return _steps("stacked", title, builds, (Claim(HOOK, PATCH, 1.25),), settings)
 
 
+def moving(model: "ModelPatcher", settings: Settings) -> Result:
+    """Compares strengths that move over the steps, or differ by prompt, with a constant one."""
+    import in_process
+
+    constant, scheduled, asked = "constant", "schedule", "by conditioning"
+    files = [world.adapter("lora", settings.size)]
+    steady = in_process.ours(model, files, "hook")
+    curve = in_process.Schedule.ramp(0.0, 1.0, 1.0, 0.2, "linear")
+    rising = in_process.ours(model, files, "hook", schedule=curve)
+    half = in_process.Request("", 0.5)
+    result = Result(
+        "moving",
+        "last of 3 steps, two prompts, rank-16 LoRA",
+        (
+            Claim(scheduled, constant, 1.02),
+            Claim(asked, constant, 1.02),
+        ),
+    )
+    result.samples = {constant: [], scheduled: [], asked: []}
+    for _ in range(settings.runs):
+        for name, patcher, request in (
+            (constant, steady, None),
+            (scheduled, rising, None),
+            (asked, steady, half),
+        ):
+            steps = in_process.sample(
+                patcher, latent=settings.latent, batch=2, steps=3, request=request
+            )
+            result.samples[name].append(steps[-1].seconds)
+            print(f"  {name}: {steps[-1].seconds:.3f} s", flush=True)
+    return result
+
+
 def loading(model: "ModelPatcher", settings: Settings) -> Result:
     """Compares reading and placing a large file with reading alone."""
     import in_process
@@ -167,12 +200,11 @@ PROMPTS: "Mapping[str, Callable[[prompts.Prompts, Settings], Result]]" = {
 """What needs a ComfyUI in another process."""
 ALONE: Mapping[str, Callable[[Settings], Result]] = {"memory": peak_memory}
 """What starts processes of its own."""
-# A schedule, and strengths by conditioning, join here: their competitors are `in_process.ours` with
-# a constant strength and with the further inputs of the node, on the same model.
 STEPS: "Mapping[str, Callable[[ModelPatcher, Settings], Result]]" = {
     "lora": one_lora,
     **{kind: other_method(kind) for kind in TITLES if kind != "lora"},
     "stacked": stacked,
+    "moving": moving,
     "load": loading,
 }
 """What needs a model in this process."""

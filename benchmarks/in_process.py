@@ -38,6 +38,9 @@ from comfy.model_patcher import ModelPatcher  # noqa: E402
 from server import PromptServer  # noqa: E402
 
 import pack  # noqa: E402, F401
+from anyadapter.algorithms.schedule import Schedule  # noqa: E402, F401
+from anyadapter.algorithms.strength import Request  # noqa: E402
+from anyadapter.nodes.host.moments import with_request  # noqa: E402
 from anyadapter.nodes.loading import LoadAdapter  # noqa: E402
 
 logging.getLogger().setLevel(logging.WARNING)  # the host speaks of every model that it loads
@@ -188,8 +191,23 @@ def settled_step(patcher: ModelPatcher, *, latent: int, batch: int = 1) -> Step:
     return sample(patcher, latent=latent, batch=batch)[0]
 
 
-def sample(patcher: ModelPatcher, *, latent: int, batch: int = 1, steps: int = 1) -> list[Step]:
-    """Runs ComfyUI's own sampling for some steps, and returns the time of each."""
+def sample(
+    patcher: ModelPatcher,
+    *,
+    latent: int,
+    batch: int = 1,
+    steps: int = 1,
+    request: Request | None = None,
+) -> list[Step]:
+    """Runs ComfyUI's own sampling for some steps, and returns the time of each.
+
+    Args:
+        patcher: The model.
+        latent: Width and height in latent pixels.
+        batch: 1 without a negative prompt, 2 with one.
+        steps: How many.
+        request: What the positive prompt asks for.
+    """
     assert batch in (1, 2)
     done: list[Step] = []
 
@@ -215,6 +233,8 @@ def sample(patcher: ModelPatcher, *, latent: int, batch: int = 1, steps: int = 1
     positive, negative = (
         [[torch.randn(1, TOKENS, CONTEXT_WIDTH, generator=generator), {}]] for _ in range(2)
     )
+    if request is not None:
+        positive = with_request(positive, request)
     sampling = patcher.get_model_object("model_sampling")
     comfy.sample.sample_custom(
         patcher,

@@ -40,6 +40,8 @@ class PlanStore(nn.Module):
         """Takes the adapters of every module, which it keeps alive: they are told by identity."""
         super().__init__()
         self.sites = dict(sites)
+        self.charged: ModelPatcher | None = None
+        """What the host holds of this; it takes a model without one for a leak."""
         self.budget = Budget(0)
         self._plans: dict[tuple[str, torch.device, torch.dtype], LayerPlan] = {}
         self._plan_bytes = 0
@@ -120,23 +122,26 @@ def store_of(patcher: ModelPatcher, sites: Sites, memory_mb: int) -> PlanStore:
         if found.budget.used_bytes > found.budget.limit_bytes:
             found.release()
     others = [store for store in stores if store is not found]
-    setattr(patcher.model, STORES, [found, *others][:MOST_STORES])
+    for forgotten in others[MOST_STORES - 1 :]:
+        forgotten.release()
+    setattr(patcher.model, STORES, [found, *others[: MOST_STORES - 1]])
     return found
 
 
 def charge(patcher: ModelPatcher, store: PlanStore) -> None:
     """Has the host count the plans with the model, and free them when it needs the room."""
-    dtype = patcher.model_dtype() or torch.float32
-    numbers = sum(
-        tensor.numel()
-        for placed in store.sites.values()
-        for item in placed
-        for tensor in item.adapter.tensors().values()
-    )
-    size = numbers * dtype.itemsize
-    charged = ModelPatcher(store, patcher.load_device, patcher.offload_device, size)
-    charged.add_callback_with_key(CallbacksMP.ON_DETACH, KEY, _free)
-    patcher.set_additional_models(KEY, [charged])
+    if store.charged is None:
+        dtype = patcher.model_dtype() or torch.float32
+        numbers = sum(
+            tensor.numel()
+            for placed in store.sites.values()
+            for item in placed
+            for tensor in item.adapter.tensors().values()
+        )
+        size = numbers * dtype.itemsize
+        store.charged = ModelPatcher(store, patcher.load_device, patcher.offload_device, size)
+        store.charged.add_callback_with_key(CallbacksMP.ON_DETACH, KEY, _free)
+    patcher.set_additional_models(KEY, [store.charged])
 
 
 def _free(charged: ModelPatcher, unpatch_all: bool = True) -> None:

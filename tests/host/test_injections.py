@@ -360,6 +360,22 @@ def test_a_new_strength_patches_no_weight(
     assert not calls
 
 
+@pytest.mark.parametrize("tokens", [1, 4096])
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float16, torch.bfloat16], ids=str)
+def test_hooks_on_weights_of_another_dtype_compute_in_that_of_the_input(
+    base: ModelPatcher, dtype: torch.dtype, tokens: int
+) -> None:
+    layer = base.model.first
+    layer.weight.data = layer.weight.data.to(dtype)
+    merged = merged_weight(layer.weight.data.float(), [Placed(FIRST.adapter, 0.5)])
+    x = torch.randn(tokens, 6, generator=torch.Generator().manual_seed(2))
+    expected = torch.nn.functional.linear(x, merged, layer.bias)
+    loaded(hooked(base, 0.5, FIRST))
+    with torch.inference_mode():
+        torch.testing.assert_close(layer(x), expected)
+    assert layer.weight.dtype == dtype
+
+
 def plans_of(model: nn.Module) -> PlanStore:
     """What the hooks that were used last have on their device."""
     return getattr(model, STORES)[0]
@@ -411,6 +427,17 @@ def test_the_host_counts_the_plans_and_frees_them_when_it_needs_the_room(
     comfy.model_management.unload_all_models()
     assert charged.loaded_size() == 0
     assert torch.equal(loaded(adapted), result)
+
+
+def test_the_host_takes_no_plans_for_a_leak(base: ModelPatcher) -> None:
+    # It warned of one, and collected garbage, at every load after the first strength was gone.
+    for strength in (0.3, 0.6):
+        adapted = hooked(base, strength)
+        later = adapted.clone().clone()
+        comfy.model_management.load_models_gpu([later, *later.get_nested_additional_models()])
+        del adapted, later
+        held = comfy.model_management.current_loaded_models
+        assert not any(item.is_dead() for item in held if item.real_model is not None)
 
 
 def test_a_clone_with_modules_of_its_own_is_injected_anew(base: ModelPatcher) -> None:
