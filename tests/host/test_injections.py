@@ -370,7 +370,8 @@ def test_hooks_on_weights_of_another_dtype_compute_in_that_of_the_input(
     merged = merged_weight(layer.weight.data.float(), [Placed(FIRST.adapter, 0.5)])
     x = torch.randn(tokens, 6, generator=torch.Generator().manual_seed(2))
     expected = torch.nn.functional.linear(x, merged, layer.bias)
-    loaded(hooked(base, 0.5, FIRST))
+    adapted = hooked(base, 0.5, FIRST)
+    loaded(adapted)
     with torch.inference_mode():
         torch.testing.assert_close(layer(x), expected)
     assert layer.weight.dtype == dtype
