@@ -210,7 +210,7 @@ def run_benchmarks(arguments: Sequence[str]) -> int:
     """Measures what adapters cost."""
     python, environment = prepare(COMFYUI_PACKAGES, ADAPTER_MAKERS)
     environment["PYTHONPATH"] = str(ROOT / "tests/support")
-    return run_in_foreground([python, ROOT / "benchmarks/hooks.py", *arguments], environment)
+    return run_in_foreground([python, ROOT / "benchmarks/compare.py", *arguments], environment)
 
 
 def prepare(*groups: Group) -> tuple[Path, dict[str, str]]:

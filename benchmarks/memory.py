@@ -1,4 +1,4 @@
-"""Measures the memory of one competitor, in a process of its own; `hooks.py` starts it.
+"""Measures the memory of one competitor, in a process of its own; `compare.py` starts it.
 
 `python memory.py WHO KIND SIZE LATENT` prints what `Memory` holds, as JSON in its last line.
 """

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+import compare
 import figures
-import hooks
 import machine
 
 
@@ -95,10 +95,10 @@ def test_the_host_is_named_by_its_version(tmp_path: Path):
 
 def test_an_unknown_comparison_is_refused_with_those_there_are(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
-        hooks.main(["lora", "nothing"])
+        compare.main(["lora", "nothing"])
     said = capsys.readouterr().err
     assert "there is no comparison 'nothing'" in said
-    assert all(name in said for name in hooks.NAMES)
+    assert all(name in said for name in compare.NAMES)
 
 
 @pytest.mark.parametrize(
@@ -113,6 +113,6 @@ def test_full_measures_more_on_a_larger_model(
     arguments: list[str], settings: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
 ):
     asked: list[object] = []
-    monkeypatch.setattr(hooks, "measure", lambda *given, as_markdown: asked.append(given))  # noqa: ARG005
-    assert hooks.main(["lora", *arguments]) == 0
-    assert asked[0][:2] == (["lora"], hooks.Settings(*settings))
+    monkeypatch.setattr(compare, "measure", lambda *given, as_markdown: asked.append(given))  # noqa: ARG005
+    assert compare.main(["lora", *arguments]) == 0
+    assert asked[0][:2] == (["lora"], compare.Settings(*settings))

@@ -130,4 +130,4 @@ def test_what_follows_bench_goes_to_the_benchmarks(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(dev, "prepare", lambda *_: (Path("python"), {}))
     monkeypatch.setattr(dev, "run_in_foreground", lambda command, _: ran.append(command) or 3)
     assert dev.main(["bench", "lora", "--full"]) == 3
-    assert ran == [[Path("python"), ROOT / "benchmarks/hooks.py", "lora", "--full"]]
+    assert ran == [[Path("python"), ROOT / "benchmarks/compare.py", "lora", "--full"]]
