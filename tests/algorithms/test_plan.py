@@ -1,6 +1,5 @@
 """What a plan does besides being right, which the laws see to: choose, keep, and leave things alone."""
 
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -185,10 +184,8 @@ def test_an_input_that_is_no_batch_of_the_prompts_is_refused() -> None:
 
 
 def test_a_hook_is_compiled_in_one_piece_and_follows_the_strength() -> None:
-    paths = os.pathsep.join(str(ROOT / folder) for folder in ("benchmarks", "tests/support"))
     program = subprocess.run(
         [sys.executable, ROOT / "tests/support/compiled_hook.py"],
-        env=os.environ | {"PYTHONPATH": paths},
         cwd=ROOT.anchor,
         capture_output=True,
         text=True,

@@ -3,9 +3,9 @@
 import importlib.machinery
 import importlib.util
 import sys
+from pathlib import Path
 
-from base_directory import ROOT
-
+ROOT = Path(__file__).resolve().parents[2]
 # Registered but not executed: the root's `__init__.py` is ComfyUI's entry point.
 spec = importlib.machinery.ModuleSpec("anyadapter", None, is_package=True)
 spec.submodule_search_locations = [str(ROOT)]
