@@ -196,7 +196,7 @@ class LoadAdapter(io.ComfyNode):
         for name, binding in bindings.items():
             parts[name], applied = _adapted(parts[name], binding, dials[name], mode, memory_mb)
             coverage.append(_coverage(name, binding, applied, homeless))
-            notes += _biases(applied)
+            notes += _limits(applied, dials[name])
             if strengths[name] == 0:
                 notes.append(f"The {name} is left alone: its strength is 0.")
         if adapter_set.embeddings:
@@ -253,10 +253,17 @@ def _embeddings(adapter_set: AdapterSet, clip: Any) -> tuple[Any, list[str]]:
     return clip, notes
 
 
-def _biases(applied: Applied) -> list[str]:
-    if not applied.homeless_biases:
-        return []
-    return [
-        f"No bias in the model for {listed(applied.homeless_biases)}: mode patch cannot add one, "
-        "mode hook can."
-    ]
+def _limits(applied: Applied, dial: Dial) -> list[str]:
+    """Returns what neither hooks nor patches could do, and which of the user's wishes it breaks."""
+    notes: list[str] = []
+    if applied.homeless_biases:
+        notes.append(
+            f"No bias in the model for {listed(applied.homeless_biases)}: mode patch cannot add "
+            "one, mode hook can."
+        )
+    if applied.unhooked and (dial.schedule is not None or dial.on_request):
+        notes.append(
+            "What is patched follows no schedule and acts on every conditioning: "
+            f"{listed(applied.unhooked)}."
+        )
+    return notes

@@ -10,7 +10,11 @@ import comfy.model_sampling
 import pytest
 from torch import Tensor
 
+from anyadapter.algorithms.schedule import Schedule
+from anyadapter.algorithms.strength import Dial
+from anyadapter.nodes.host.applying import Applied
 from anyadapter.nodes.host.moments import Progress
+from anyadapter.nodes.loading import _limits
 from base_directory import CHECKPOINT_NAME
 from comfy_server import ComfyServer, PromptFailedError
 from pictures import Pictures
@@ -37,6 +41,13 @@ def loader(pictures: Pictures, method: str, **more: Any) -> dict[str, Any]:
     file = pictures.adapter(method)
     strengths = {"strength_model": STRENGTH, "strength_clip": 0.0}
     return {"adapter": file, **strengths, "mode": "hook", "rank": 0, **more}
+
+
+def schedule(**inputs: Any) -> dict[str, Any]:
+    values = {"from_or_inside": 1.0, "to_or_outside": 0.0}
+    span = {"start_percent": 0.0, "end_percent": 1.0}
+    written = {"points": "", "interpolation": "linear"}
+    return node("AnyAdapterSchedule", **{**values, **span, **written, **inputs})
 
 
 def host_hook(pictures: Pictures, method: str) -> dict[str, Any]:
@@ -143,15 +154,8 @@ def test_regions_have_adapters_of_their_own(pictures: Pictures):
 )
 def test_a_schedule_follows_the_noise(pictures: Pictures, method: str, sampler: str):
     ours = prompt(loader(pictures, method, schedule=["schedule", 0]), sampler=sampler)
-    ours["schedule"] = node(
-        "AnyAdapterSchedule",
-        preset="points",
-        points="0:1, 0.3:0.25, 0.6:-0.5",
-        interpolation="step",
-        from_or_inside=1.0,
-        to_or_outside=0.0,
-        start_percent=0.0,
-        end_percent=1.0,
+    ours["schedule"] = schedule(
+        preset="points", points="0:1, 0.3:0.25, 0.6:-0.5", interpolation="step"
     )
     theirs = prompt(sampler=sampler)
     theirs["plain_hook"] = host_hook(pictures, method)
@@ -170,16 +174,7 @@ def test_a_schedule_follows_the_noise(pictures: Pictures, method: str, sampler: 
 
 def test_a_constant_schedule_is_a_factor(pictures: Pictures):
     ours = prompt(loader(pictures, "locon", schedule=["schedule", 0]))
-    ours["schedule"] = node(
-        "AnyAdapterSchedule",
-        preset="constant",
-        from_or_inside=0.5,
-        to_or_outside=0.0,
-        start_percent=0.0,
-        end_percent=1.0,
-        points="",
-        interpolation="linear",
-    )
+    ours["schedule"] = schedule(preset="constant", from_or_inside=0.5)
     half = prompt({**loader(pictures, "locon"), "strength_model": STRENGTH / 2})
     base, expected = pictures.latent(prompt()), pictures.latent(half)
     found: Tensor = pictures.latent(ours)
@@ -189,18 +184,23 @@ def test_a_constant_schedule_is_a_factor(pictures: Pictures):
 @pytest.mark.parametrize("more", [{"schedule": ["schedule", 0]}, {"acts_on": ON_REQUEST}])
 def test_what_a_patch_cannot_follow_is_refused(pictures: Pictures, more: dict[str, Any]):
     made = prompt(loader(pictures, "locon", mode="patch", **more))
-    made["schedule"] = node(
-        "AnyAdapterSchedule",
-        preset="linear",
-        from_or_inside=1.0,
-        to_or_outside=0.0,
-        start_percent=0.0,
-        end_percent=1.0,
-        points="",
-        interpolation="linear",
-    )
+    made["schedule"] = schedule(preset="linear")
     with pytest.raises(PromptFailedError, match="choose mode hook"):
         pictures.run(made)
+
+
+@pytest.mark.parametrize(
+    ("dial", "is_said"),
+    [
+        (Dial(1.0), False),
+        (Dial(1.0, schedule=Schedule.constant(0.5)), True),
+        (Dial(1.0, on_request=True), True),
+    ],
+)
+def test_what_hooks_do_not_reach_is_said_to_stay_as_it_is(dial: Dial, is_said: bool):
+    # It was patched for every step and conditioning, and nobody was told.
+    said = " ".join(_limits(Applied(1, unhooked=("a.embedding",)), dial))
+    assert ("a.embedding" in said) == is_said
 
 
 SAMPLINGS = [
