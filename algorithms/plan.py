@@ -153,7 +153,7 @@ class LayerPlan:
             dtype: Of its input.
             budget: Where built weights may be kept.
         """
-        self.layer_shape = layer.weight_shape
+        self._outputs_count = layer.weight_shape[0]
         self._device, self._dtype = device, dtype
         self._budget = budget or Budget(0)
         self._kept: tuple[object, Tensor] | None = None
@@ -266,7 +266,7 @@ class LayerPlan:
             windows = len(self._low_rank.windows)
             in_weight += rank * numbers * thin + (2 * windows) * call
             on_output += positions * rank * (columns + outputs) * thin
-            on_output += positions * (layer.weight_shape[-1] + 3 * rank + 2 * outputs) * each
+            on_output += positions * (layer.weight_shape[1] + 3 * rank + 2 * outputs) * each
             on_output += (2 + windows) * call
         for gain in (self._outputs, self._inputs, self._constants):
             if gain is not None:
@@ -297,12 +297,11 @@ class LayerPlan:
         if strengths.are_equal:
             return layer.apply(x, self._weight(weight, strengths), self._bias(x, layer, strengths))
         each = x.shape[0] // strengths.elements
-        runs = strengths.runs()
-        pieces = x.split([count * each for count, _ in runs])
+        parts = x.split([count * each for count, _ in strengths.runs()])
         return torch.cat(
             [
                 self.in_weight(part, layer, some, weight)
-                for part, (_, some) in zip(pieces, runs, strict=True)
+                for part, (_, some) in zip(parts, strengths.runs(), strict=True)
             ]
         )
 
@@ -434,11 +433,8 @@ class LayerPlan:
         if own.rows is not None:
             y, layer = own.rows.take(y, layer.channel_axis(y)), layer.narrowed(own.rows)
         change = own.adapter.delta_output(x, y, layer).to(y.dtype)
-        strength = strengths.tensor(y)[:, own.index]
-        if not strengths.are_equal:
-            strength = strength.repeat_interleave(y.shape[0] // strengths.elements)
-            return change.expand_as(y) * strength.reshape(-1, *[1] * (y.ndim - 1))
-        return change.expand_as(y) * strength
+        strength = strengths.tensor(y)[:, own.index, None]
+        return change.expand_as(y) * _over(strength, y, layer)
 
     def _with_low_rank(
         self, total: Tensor, x: Tensor, layer: Layer, strengths: Strengths, joined: _LowRank
@@ -465,7 +461,7 @@ class LayerPlan:
         for index, (item, pieces) in enumerate(zip(placed, split, strict=True)):
             if pieces is None or pieces.up is None:
                 continue
-            rows = item.rows or Rows(0, self.layer_shape[0])
+            rows = item.rows or Rows(0, self._outputs_count)
             up = pieces.up.to(self._device, self._dtype)
             ups[index] = up if rows.reorder is None else rows.reorder(up)
             windows[rows.start, rows.length].append(index)
@@ -497,13 +493,13 @@ class LayerPlan:
         """Returns the factors less 1 of all outputs of the layer, or None where there are none."""
         if pieces is None or pieces.outputs is None:
             return None
-        return _over_all(widened(pieces.outputs), item.rows, self.layer_shape[0])
+        return _over_all(widened(pieces.outputs), item.rows, self._outputs_count)
 
     def _shift(self, item: Placed, bias: Tensor | None) -> Tensor | None:
         """Returns the change of the bias of all outputs of the layer."""
         part = bias if bias is None or item.rows is None else item.rows.take(bias)
         shift = item.adapter.delta_bias(part)
-        return None if shift is None else _over_all(widened(shift), item.rows, self.layer_shape[0])
+        return None if shift is None else _over_all(widened(shift), item.rows, self._outputs_count)
 
     def _stacked(self, vectors: Sequence[Tensor | None]) -> Tensor | None:
         """Returns one row for each adapter, zeros where it has no vector; None where none has one."""

@@ -7,6 +7,7 @@ matter, both ways of applying them agree for every method, and strength 0 is exa
 The outputs are the matter of `plan.py`.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -74,12 +75,16 @@ def _factor(schedule: Schedule | None, progress: float) -> float:
     return 1.0 if schedule is None else schedule.at(progress)
 
 
+Levels = tuple[tuple[float, ...], ...]
+"""For each dial, one strength or one for each element of the batch."""
+
+
 class Moment:
     """The strengths of all files on a model, for one call of it."""
 
-    def __init__(self, levels: Sequence[Sequence[float]]) -> None:
-        """Takes, for each dial, one strength or one for each element of the batch."""
-        self.levels = tuple(map(tuple, levels))
+    def __init__(self, levels: Levels) -> None:
+        """Takes the strengths of every dial."""
+        self.levels = levels
         self._found: dict[tuple[int, ...], Strengths] = {}
 
     def strengths(self, dials: tuple[int, ...]) -> "Strengths":
@@ -112,6 +117,7 @@ class Strengths:
         """How many strengths an adapter has: 1, or the size of the batch."""
         self.are_zero = not any(any(each) for each in self.numbers)
         self._tensors: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+        self._runs: list[tuple[int, Strengths]] = []  # a cached property cannot be compiled
 
     @property
     def are_equal(self) -> bool:
@@ -128,14 +134,10 @@ class Strengths:
 
     def runs(self) -> list[tuple[int, "Strengths"]]:
         """Returns neighbours in the batch with the same strengths: how many, and which."""
-        rows = list(zip(*self.numbers, strict=True))
-        found: list[tuple[int, Strengths]] = []
-        start = 0
-        for index in range(1, len(rows) + 1):
-            if index == len(rows) or rows[index] != rows[start]:
-                found.append((index - start, Strengths([[number] for number in rows[start]])))
-                start = index
-        return found
+        if not self._runs:
+            for row, same in itertools.groupby(zip(*self.numbers, strict=True)):
+                self._runs.append((len(list(same)), Strengths([[number] for number in row])))
+        return self._runs
 
 
 def merged_weight(

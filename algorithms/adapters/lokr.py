@@ -126,13 +126,13 @@ class Lokr(Adapter):
 
     def work(self, layer: Layer, positions: int) -> Work:
         """Returns the work of the product, and of w2 on every part of the inputs and w1 after it."""
-        numbers = math.prod(layer.weight_shape)
         if not layer.chains:
-            return Work(numbers, numbers + positions * numbers)
+            return super().work(layer, positions)
         (a, parts), (b, _) = self._size_of_left(), self._size_of_right()
         right = (self.w2, self.w2_a, self.w2_b, self.t2)
         per_part = sum(factor.numel() for factor in right if factor is not None)
-        return Work(numbers, positions * (parts * per_part + a * parts * b))
+        mixed = parts * per_part + a * parts * b
+        return Work(math.prod(layer.weight_shape), positions * mixed)
 
     def completed(self, origin: Origin, *, corrections: bool) -> "Completion[Lokr]":
         """Returns the adapter with the scale that the header gives.

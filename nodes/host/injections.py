@@ -19,12 +19,11 @@ from torch import Tensor, nn
 from ...algorithms.binding import Bound
 from ...algorithms.dispatch import Dispatcher
 from ...algorithms.plan import LayerPlan
-from ...algorithms.strength import Dial, Moment, Placed, Strengths
+from ...algorithms.strength import Dial, Levels, Moment, Placed, Strengths
 from .layers import layer_of
-from .memory import AUTOMATIC, PlanStore, charge, store_of
+from .memory import AUTOMATIC, KEY, PlanStore, charge, stores_of
 from .moments import note_requests, set_strengths
 
-KEY = "anyadapter"
 INSTALLED = "anyadapter_installed"
 """Attribute of a model: the dispatchers on its modules and the bank they belong to."""
 
@@ -56,10 +55,16 @@ class AdapterBank:
         """Takes what was loaded, and the memory for built weights in MB (or `AUTOMATIC`)."""
         self.loaded = loaded
         self.memory_mb = memory_mb
-        self.at_rest = Moment([[item.dial.at(0.0)] for item in loaded])
-        self.moment = self.at_rest
+        self.dials = tuple(item.dial for item in loaded)
+        self.moment = self._last = Moment(tuple((dial.at(0.0),) for dial in self.dials))
         """Read at every call of a module; outside of sampling, the strengths of the first step."""
         self.sites = _sites(loaded)
+
+    def at(self, levels: Levels) -> Moment:
+        """Returns the moment with these strengths: that of the step before if it has them."""
+        if self._last.levels != levels:
+            self._last = Moment(levels)
+        return self._last
 
     def on_model_patcher_clone(self) -> "AdapterBank":
         """Returns the bank of a clone: called by the host."""
@@ -128,7 +133,7 @@ def add_hooks(
     bank: AdapterBank = patcher.get_attachment(KEY) or AdapterBank()
     bank = bank.with_added(bound, dial, memory_mb)
     patcher.set_attachments(KEY, bank)
-    charge(patcher, _store(patcher, bank))
+    charge(patcher, _store(patcher, bank), memory_mb=bank.memory_mb)
     if patcher.get_injections(KEY):
         return
     patcher.is_injected = False  # copied from an origin that another pack has injected
@@ -149,6 +154,7 @@ def inject(patcher: ModelPatcher) -> None:
     """
     bank: AdapterBank = patcher.get_attachment(KEY)
     store = _store(patcher, bank)
+    stores_of(patcher.model).use(store)
     # Another set of patches means other weights, and so do the patches of conditioning hooks.
     store.meet((patcher.patches_uuid, patcher.current_hooks))
     _remove(patcher.model)
@@ -174,9 +180,7 @@ def eject(patcher: ModelPatcher) -> None:
 
 
 def _store(patcher: ModelPatcher, bank: AdapterBank) -> PlanStore:
-    return store_of(
-        patcher, {name: site.placed for name, site in bank.sites.items()}, bank.memory_mb
-    )
+    return stores_of(patcher.model).get({name: site.placed for name, site in bank.sites.items()})
 
 
 def _install(module: nn.Module, name: str, bank: AdapterBank, store: PlanStore) -> _Standing:
@@ -185,7 +189,7 @@ def _install(module: nn.Module, name: str, bank: AdapterBank, store: PlanStore) 
     site = bank.sites[name]
 
     def running(device: torch.device, dtype: torch.dtype) -> tuple[LayerPlan, Strengths]:
-        plan = store.plan(name, layer, site.placed, device, dtype)
+        plan = store.plan(name, layer, device, dtype)
         return plan, bank.moment.strengths(site.dials)
 
     shadowed = module.__dict__.get("forward")
@@ -209,8 +213,7 @@ def _at_its_strengths(executor: Any, *args: Any, **kwargs: Any) -> Any:
     installed: _Installed | None = getattr(executor.class_obj, INSTALLED, None)
     if installed is None:
         return executor(*args, **kwargs)
-    bank = installed.bank
-    return set_strengths(bank, [item.dial for item in bank.loaded], executor, *args, **kwargs)
+    return set_strengths(installed.bank, executor, *args, **kwargs)
 
 
 def _release(patcher: ModelPatcher, unpatch_all: bool = True) -> None:

@@ -7,6 +7,7 @@ They hang on the module tree, that another strength, which is another patcher, f
 
 from collections.abc import Mapping
 from typing import Any
+from weakref import WeakSet
 
 import comfy.model_management
 import torch
@@ -20,8 +21,8 @@ from ...algorithms.strength import Placed
 
 KEY = "anyadapter"
 STORES = "anyadapter_stores"
-"""Attribute of a model: the plans of the sets of adapters that were on it last."""
-MOST_STORES = 4
+"""Attribute of a model: the sets of adapters that it has plans for."""
+MOST_USED = 4
 AUTOMATIC = -1
 AUTOMATIC_SHARE = 0.05
 """Of the free memory of a device, for weights that need not be built again at each call."""
@@ -43,6 +44,8 @@ class PlanStore(nn.Module):
         self.charged: ModelPatcher | None = None
         """What the host holds of this; it takes a model without one for a leak."""
         self.budget = Budget(0)
+        self.automatic_bytes: int | None = None
+        """What `AUTOMATIC` came to when it was first asked for."""
         self._plans: dict[tuple[str, torch.device, torch.dtype], LayerPlan] = {}
         self._plan_bytes = 0
         self._base: object = None
@@ -71,7 +74,6 @@ class PlanStore(nn.Module):
         self,
         module: str,
         layer: Layer,
-        placed: tuple[Placed, ...],
         device: torch.device,
         dtype: torch.dtype,
     ) -> LayerPlan:
@@ -80,13 +82,12 @@ class PlanStore(nn.Module):
         Args:
             module: Its name.
             layer: The module, which gives its weight to adapters that need it.
-            placed: Its adapters.
             device: Of the input.
             dtype: Of the input; what is computed beforehand is computed in float32.
         """
         where = (module, device, dtype)
         if where not in self._plans:
-            ready = [_prepared(item, layer, device) for item in placed]
+            ready = [_prepared(item, layer, device) for item in self.sites[module]]
             plan = LayerPlan(layer, ready, device, dtype, self.budget)
             self._plan_bytes += plan.size_bytes
             self._plans[where] = plan
@@ -109,27 +110,57 @@ class PlanStore(nn.Module):
         return PlanStore(self.sites)
 
 
-def store_of(patcher: ModelPatcher, sites: Sites, memory_mb: int) -> PlanStore:
-    """Returns the plans of these adapters on the model of `patcher`, made or found again."""
-    stores: list[PlanStore] = getattr(patcher.model, STORES, [])
-    found = next((store for store in stores if store.holds(sites)), None)
-    if found is None:
-        found = PlanStore(sites)
+class PlanStores:
+    """The sets of adapters of one model whose plans can be found again.
+
+    Those on the model last are kept. Of a row of loader nodes only the last set ever is on it; the
+    others live, without plans, as long as their patchers.
+    """
+
+    def __init__(self) -> None:
+        self._alive: WeakSet[PlanStore] = WeakSet()
+        self._used: list[PlanStore] = []
+
+    def get(self, sites: Sites) -> PlanStore:
+        """Returns the store of these adapters, made or found again."""
+        found = next((store for store in self._alive if store.holds(sites)), None)
+        if found is None:
+            found = PlanStore(sites)
+            self._alive.add(found)
+        return found
+
+    def use(self, store: PlanStore) -> None:
+        """Keeps a store whose adapters are put on the model, and the few before it."""
+        others = [one for one in self._used if one is not store]
+        self._used = [store, *others[: MOST_USED - 1]]
+        for forgotten in others[MOST_USED - 1 :]:
+            forgotten.release()
+
+
+def stores_of(model: nn.Module) -> PlanStores:
+    """Returns the stores of a model."""
+    stores: PlanStores | None = getattr(model, STORES, None)
+    if stores is None:
+        stores = PlanStores()
+        setattr(model, STORES, stores)
+    return stores
+
+
+def charge(patcher: ModelPatcher, store: PlanStore, *, memory_mb: int) -> None:
+    """Has the host count the plans with the model, and free them when it needs the room.
+
+    Args:
+        patcher: The model with the adapters.
+        store: Their plans.
+        memory_mb: What they may keep of built weights, or `AUTOMATIC`.
+    """
+    if store.automatic_bytes is None:
         free = comfy.model_management.get_free_memory(patcher.load_device)
-        found.budget.limit_bytes = int(free * AUTOMATIC_SHARE)
-    if memory_mb != AUTOMATIC:
-        found.budget.limit_bytes = memory_mb * MB
-        if found.budget.used_bytes > found.budget.limit_bytes:
-            found.release()
-    others = [store for store in stores if store is not found]
-    for forgotten in others[MOST_STORES - 1 :]:
-        forgotten.release()
-    setattr(patcher.model, STORES, [found, *others[: MOST_STORES - 1]])
-    return found
-
-
-def charge(patcher: ModelPatcher, store: PlanStore) -> None:
-    """Has the host count the plans with the model, and free them when it needs the room."""
+        store.automatic_bytes = int(free * AUTOMATIC_SHARE)
+    limit = store.automatic_bytes if memory_mb == AUTOMATIC else memory_mb * MB
+    store.budget.limit_bytes = limit
+    if store.budget.used_bytes > limit:
+        store.release()
     if store.charged is None:
         dtype = patcher.model_dtype() or torch.float32
         numbers = sum(

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from ...algorithms.strength import Dial, Moment, Request
+from ...algorithms.strength import Dial, Levels, Moment, Request
 
 REQUESTS = "anyadapter"
 """Key of a conditioning, and of the options that reach the model."""
@@ -22,9 +22,14 @@ GRID = (ENDS, *(step / 1000 for step in range(1, 1000)), 1 - ENDS)
 
 
 class HasMoment(Protocol):
-    """What is asked for strengths at every call of a module."""
+    """What is asked for strengths at every call of a module: the bank of a patcher."""
 
+    dials: tuple[Dial, ...]
     moment: Moment
+
+    def at(self, levels: Levels) -> Moment:
+        """Returns the moment with these strengths, the last one if it has them."""
+        ...
 
 
 class Progress:
@@ -81,7 +86,6 @@ def note_requests(
 
 def set_strengths(
     bank: HasMoment,
-    dials: Sequence[Dial],
     executor: Any,
     x: Tensor,
     t: Tensor,
@@ -95,48 +99,49 @@ def set_strengths(
     options = dict(transformer_options or {})
     # Taken out, since compiled code would depend on it.
     asked: Mapping[Any, tuple[Request, ...]] = options.pop(REQUESTS, {})
+    requests = [asked.get(uuid, ()) for uuid in options.get("uuids", ())]
     before = bank.moment
-    moment = _moment(executor.class_obj, dials, x.shape[0], t, asked, options.get("uuids", ()))
-    bank.moment = before if moment is None else moment
+    levels = _levels(executor.class_obj, bank.dials, x.shape[0], t, requests)
+    if levels is not None:
+        bank.moment = bank.at(levels)
     try:
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
     finally:
         bank.moment = before
 
 
-def _moment(
+def _levels(
     model: Any,
     dials: Sequence[Dial],
     elements: int,
     t: Tensor,
-    asked: Mapping[Any, tuple[Request, ...]],
-    uuids: Sequence[Any],
-) -> Moment | None:
-    """Returns the strengths of every dial for every element, or None where nothing moves them."""
-    requests = [asked.get(uuid, ()) for uuid in uuids]
-    moving = any(dial.schedule is not None for dial in dials) or any(
-        request.schedule is not None for several in requests for request in several
-    )
-    if not moving and not asked:
+    requests: Sequence[Sequence[Request]],
+) -> Levels | None:
+    """Returns the strengths of every dial for every element, or None where nothing moves them.
+
+    Args:
+        model: The host's model, which knows the progress of a noise level.
+        dials: What sets the strengths.
+        elements: Size of the batch.
+        t: The noise level, of each element or of all.
+        requests: Of each conditioning in the batch; all have the same number of elements.
+    """
+    asked = [request for several in requests for request in several]
+    schedules = [one.schedule for one in (*dials, *asked) if one.schedule is not None]
+    if not schedules and not asked:
         return None
     progress = [0.0]
-    if moving:
-        sigmas: list[float] = t.detach().flatten().tolist()
+    if schedules:
         known = _progress_of(model)
-        progress = [known.at(sigma) for sigma in sigmas]
-    chunk = max(elements // max(len(requests), 1), 1)
-    levels: list[list[float]] = []
-    for dial in dials:
-        levels.append(
-            [
-                dial.at(
-                    progress[index if len(progress) == elements else 0],
-                    requests[min(index // chunk, len(requests) - 1)] if requests else (),
-                )
-                for index in range(elements)
-            ]
-        )
-    return Moment(levels)
+        progress = [known.at(sigma) for sigma in t.detach().flatten().tolist()]
+    progress = progress if len(progress) == elements else progress[:1] * elements
+    of_each: list[Sequence[Request]] = [()] * elements
+    if asked:
+        chunk = max(elements // len(requests), 1)
+        of_each = [requests[min(index // chunk, len(requests) - 1)] for index in range(elements)]
+    return tuple(
+        tuple(dial.at(*moment) for moment in zip(progress, of_each, strict=True)) for dial in dials
+    )
 
 
 def _progress_of(model: Any) -> Progress:

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+from dataclasses import replace
 from typing import Any
 
 import comfy.lora
@@ -21,7 +22,7 @@ from anyadapter.algorithms.layers import Rows
 from anyadapter.algorithms.plan import LayerPlan
 from anyadapter.algorithms.strength import Dial, Placed, merged_weight
 from anyadapter.nodes.host.injections import KEY, add_hooks
-from anyadapter.nodes.host.memory import STORES, PlanStore
+from anyadapter.nodes.host.memory import AUTOMATIC, PlanStore, stores_of
 from anyadapter.nodes.host.patches import AdapterPatch, add_patches
 
 CPU = torch.device("cpu")
@@ -379,7 +380,7 @@ def test_hooks_on_weights_of_another_dtype_compute_in_that_of_the_input(
 
 def plans_of(model: nn.Module) -> PlanStore:
     """What the hooks that were used last have on their device."""
-    return getattr(model, STORES)[0]
+    return stores_of(model)._used[0]
 
 
 def test_device_copies_go_when_the_model_is_unloaded(base: ModelPatcher) -> None:
@@ -409,6 +410,48 @@ def test_another_strength_plans_nothing_and_copies_nothing(
     second = loaded(hooked(base, 0.6))
     assert len(made) == 3
     assert not torch.equal(first, second)
+
+
+def test_another_strength_plans_nothing_in_a_row_of_many_loaders(
+    base: ModelPatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # With five loaders or more, all layers were planned again at each new strength.
+    made: list[object] = []
+    original = LayerPlan.__init__
+
+    def counted(self: LayerPlan, *args: Any) -> None:
+        made.append(self)
+        original(self, *args)
+
+    monkeypatch.setattr(LayerPlan, "__init__", counted)
+    bound = [replace(FIRST) for _ in range(6)]
+
+    def row(strength: float) -> Tensor:
+        patcher = base
+        for item in bound:
+            patcher = patcher.clone()
+            add_hooks(patcher, (item,), Dial(strength))
+        return loaded(patcher)
+
+    first = row(0.3)
+    gc.collect()
+    assert not torch.equal(row(0.6), first)
+    assert len(made) == 1
+
+
+def test_the_memory_for_built_weights_follows_the_input(base: ModelPatcher) -> None:
+    # Once it had been set, -1 did not take it back.
+    def limit(memory_mb: int) -> int:
+        adapted = base.clone()
+        add_hooks(adapted, (FIRST,), Dial(1.0), memory_mb)
+        loaded(adapted)
+        return plans_of(base.model).budget.limit_bytes
+
+    automatic = limit(AUTOMATIC)
+    assert automatic > 0
+    assert limit(0) == 0
+    assert limit(3) == 3 * 2**20
+    assert limit(AUTOMATIC) == automatic
 
 
 def test_the_host_counts_the_plans_and_frees_them_when_it_needs_the_room(
