@@ -25,6 +25,8 @@ class Bound:
     """Module name as in the file."""
     target: Target
     adapter: Adapter
+    factor: float = 1.0
+    """On its strength: the weight of its block."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -51,3 +51,7 @@ class UnsupportedLayerError(AdapterError):
 
 class ScheduleError(AdapterError):
     """Points or widgets describe no curve over the steps."""
+
+
+class RequestError(AdapterError):
+    """A request over HTTP lacks a value, or has one that means nothing."""

@@ -77,6 +77,8 @@ def _factor(schedule: Schedule | None, progress: float) -> float:
 
 Levels = tuple[tuple[float, ...], ...]
 """For each dial, one strength or one for each element of the batch."""
+Hung = tuple[int, float]
+"""The place of an adapter's dial, and the factor of its block."""
 
 
 class Moment:
@@ -85,13 +87,15 @@ class Moment:
     def __init__(self, levels: Levels) -> None:
         """Takes the strengths of every dial."""
         self.levels = levels
-        self._found: dict[tuple[int, ...], Strengths] = {}
+        self._found: dict[tuple[Hung, ...], Strengths] = {}
 
-    def strengths(self, dials: tuple[int, ...]) -> "Strengths":
-        """Returns the strengths of adapters that hang on these dials, for each adapter its own."""
-        if dials not in self._found:
-            self._found[dials] = Strengths([self.levels[dial] for dial in dials])
-        return self._found[dials]
+    def strengths(self, hung: "tuple[Hung, ...]") -> "Strengths":
+        """Returns the strengths of adapters that hang on dials, for each adapter its own."""
+        if hung not in self._found:
+            self._found[hung] = Strengths(
+                [[level * factor for level in self.levels[dial]] for dial, factor in hung]
+            )
+        return self._found[hung]
 
 
 class Strengths:

@@ -77,6 +77,8 @@ def test_parts_of_algorithms_know_only_the_parts_below_them(path: Path) -> None:
         assert own_parts(path) <= OWN_PARTS[part]
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "nodes").glob("*.py")), ids=file_id)
+@pytest.mark.parametrize(
+    "path", [*sorted((ROOT / "nodes").glob("*.py")), *files("nodes/routes")], ids=file_id
+)
 def test_nodes_meet_comfyui_only_through_their_host_folder(path: Path) -> None:
     assert not absolute(path) & {"comfy", "folder_paths", "server", "execution", "torch"}

@@ -16,11 +16,25 @@ import { api } from "../../scripts/api.js";
  * @returns {Promise<Curve>}
  */
 export async function scheduleCurve(widgets) {
-  const answer = await api.fetchApi(`/anyadapter/schedule?${new URLSearchParams(widgets)}`);
+  return await get("schedule", widgets);
+}
+
+/**
+ * Asks a route and returns its JSON; throws the sentence that says what is wrong.
+ *
+ * @param {string} route Below `/anyadapter/`.
+ * @param {Record<string, string>} [query]
+ */
+async function get(route, query = {}) {
+  return await content(await api.fetchApi(`/anyadapter/${route}?${new URLSearchParams(query)}`));
+}
+
+/** @param {Response} answer */
+async function content(answer) {
   if (answer.headers.get("Content-Type")?.startsWith("application/json") !== true) {
-    throw new Error(`The server cannot draw this: ${answer.status} ${answer.statusText}`);
+    throw new Error(`The server cannot do this: ${answer.status} ${answer.statusText}`);
   }
-  const content = await answer.json();
-  if (!answer.ok) throw new Error(content.error);
-  return content;
+  const found = await answer.json();
+  if (!answer.ok) throw new Error(found.error);
+  return found;
 }

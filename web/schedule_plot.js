@@ -3,8 +3,8 @@
 // It is an SVG and not a canvas: so it is sharp at every zoom, and its colours follow the theme by
 // themselves, as they are the variables of ComfyUI's own style.
 
-import { app } from "../../scripts/app.js";
 import { scheduleCurve } from "./api.js";
+import { debounced, followedBy, zoomCanvas } from "./dom.js";
 
 /** @import { Curve } from "./api.js" */
 
@@ -42,7 +42,7 @@ export function addSchedulePlot(node) {
   });
   widget.serialize = false; // not stored in the workflow
 
-  const update = debounced(async (/** @type {() => boolean} */ isLatest) => {
+  const update = debounced(async (isLatest) => {
     const linked = node.inputs.find((input) => input.widget && input.link != null);
     if (linked) {
       plot.show(`${linked.name} comes from another node, so the curve is known when it runs.`);
@@ -55,7 +55,7 @@ export function addSchedulePlot(node) {
     } catch (error) {
       if (isLatest()) plot.show(error instanceof Error ? error.message : String(error));
     }
-  });
+  }, WAIT_MS);
   for (const one of widgets) one.callback = followedBy(one.callback, update);
   node.onConfigure = followedBy(node.onConfigure, update); // loaded, pasted, undone
   node.onConnectionsChange = followedBy(node.onConnectionsChange, update);
@@ -190,48 +190,4 @@ function element(name, attributes) {
 /** @param {number} number */
 function round(number) {
   return Math.round(number * 10) / 10;
-}
-
-/**
- * Zooms as on the bare canvas: the element of a widget would swallow the wheel.
- *
- * @param {WheelEvent} event
- */
-function zoomCanvas(event) {
-  event.preventDefault();
-  event.stopPropagation();
-  app.canvas.processMouseWheel(event);
-}
-
-/**
- * Returns a function that calls `first`, if there is one, with all it gets, and then `second`.
- *
- * @param {((...values: any[]) => any) | null | undefined} first
- * @param {() => void} second
- * @returns {(...values: any[]) => any}
- */
-function followedBy(first, second) {
-  return function (/** @type {any} */ ...values) {
-    // @ts-expect-error `this` is whatever the page calls it on
-    const result = first?.apply(this, values);
-    second();
-    return result;
-  };
-}
-
-/**
- * Returns a function that runs `action` once after the last of several calls in a row.
- *
- * @param {(isLatest: () => boolean) => Promise<void>} action Gets a function that tells whether it was
- *   not called again since.
- * @returns {() => void}
- */
-function debounced(action) {
-  let calls = 0;
-  let timer = 0;
-  return () => {
-    const call = ++calls;
-    clearTimeout(timer);
-    timer = setTimeout(() => action(() => call === calls), WAIT_MS);
-  };
 }

@@ -50,6 +50,7 @@ def apply(
     patched = [item for item in bound if id(item) not in taken]
     if hooked:
         add_hooks(patcher, hooked, dial, memory_mb)
-    missing = add_patches(patcher, patched, dial.strength) if patched else []
+    needed = [item for item in patched if item.factor != 0]
+    missing = add_patches(patcher, needed, dial.strength) if needed else []
     unhooked = tuple(dict.fromkeys(item.module for item in patched)) if mode == "hook" else ()
     return Applied(len({item.module for item in bound}), unhooked, tuple(missing))

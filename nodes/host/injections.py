@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ...algorithms.binding import Bound
 from ...algorithms.dispatch import Dispatcher
 from ...algorithms.plan import LayerPlan
-from ...algorithms.strength import Dial, Levels, Moment, Placed, Strengths
+from ...algorithms.strength import Dial, Hung, Levels, Moment, Placed, Strengths
 from .layers import layer_of
 from .memory import AUTOMATIC, KEY, PlanStore, charge, stores_of
 from .moments import note_requests, set_strengths
@@ -38,10 +38,10 @@ class Loaded:
 
 @dataclass(frozen=True, eq=False)
 class Site:
-    """The adapters of one module, and of each the place of its dial in the bank."""
+    """The adapters of one module, and for each what sets its strength."""
 
     placed: tuple[Placed, ...]
-    dials: tuple[int, ...]
+    hung: tuple[Hung, ...]
 
 
 class AdapterBank:
@@ -77,13 +77,13 @@ class AdapterBank:
 
 
 def _sites(loaded: Sequence[Loaded]) -> dict[str, Site]:
-    placed: dict[str, list[tuple[Placed, int]]] = defaultdict(list)
+    placed: dict[str, list[tuple[Placed, Hung]]] = defaultdict(list)
     for dial, item in enumerate(loaded):
         for bound in item.bound:
-            entry = (Placed(bound.adapter, 1.0, bound.target.rows), dial)
+            entry = (Placed(bound.adapter, 1.0, bound.target.rows), (dial, bound.factor))
             placed[bound.target.module].append(entry)
     return {
-        module: Site(tuple(item for item, _ in entries), tuple(dial for _, dial in entries))
+        module: Site(tuple(item for item, _ in entries), tuple(hung for _, hung in entries))
         for module, entries in placed.items()
     }
 
@@ -190,7 +190,7 @@ def _install(module: nn.Module, name: str, bank: AdapterBank, store: PlanStore) 
 
     def running(device: torch.device, dtype: torch.dtype) -> tuple[LayerPlan, Strengths]:
         plan = store.plan(name, layer, device, dtype)
-        return plan, bank.moment.strengths(site.dials)
+        return plan, bank.moment.strengths(site.hung)
 
     shadowed = module.__dict__.get("forward")
     dispatcher = Dispatcher(module.forward, layer, running, alone=shadowed is None)

@@ -105,7 +105,7 @@ def add_patches(patcher: ModelPatcher, bound: Sequence[Bound], strength: float) 
     layouts: dict[str, list[tuple[Placed, bool]]] = defaultdict(list)
     missing: list[str] = []
     for item in bound:
-        placed = Placed(item.adapter, strength, item.target.rows)
+        placed = Placed(item.adapter, strength * item.factor, item.target.rows)
         changes_weight, changes_bias = dry_run(item.adapter, item.target, shapes)
         if changes_weight:
             layouts[item.target.weight].append((placed, False))

@@ -1,6 +1,7 @@
 """Routes of our own on the host's web server."""
 
 from collections.abc import Awaitable, Callable
+from typing import Literal
 
 from aiohttp import web
 from server import PromptServer
@@ -8,8 +9,8 @@ from server import PromptServer
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def on_get(path: str, handler: Handler) -> None:
-    """Makes `handler` answer `GET path`; does nothing where no server runs."""
+def on(method: Literal["GET", "POST", "DELETE"], path: str, handler: Handler) -> None:
+    """Makes `handler` answer a path; does nothing where no server runs."""
     server = getattr(PromptServer, "instance", None)  # set once the server has been made
     if server is not None:
-        server.routes.get(path)(handler)
+        server.routes.route(method, path)(handler)

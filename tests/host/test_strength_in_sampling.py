@@ -12,9 +12,9 @@ from torch import Tensor
 
 from anyadapter.algorithms.schedule import Schedule
 from anyadapter.algorithms.strength import Dial
+from anyadapter.nodes.adapting import _limits
 from anyadapter.nodes.host.applying import Applied
 from anyadapter.nodes.host.moments import Progress
-from anyadapter.nodes.loading import _limits
 from base_directory import CHECKPOINT_NAME
 from comfy_server import ComfyServer, PromptFailedError
 from pictures import Pictures

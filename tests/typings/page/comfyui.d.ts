@@ -31,6 +31,7 @@ declare module "comfyui" {
 
   interface Extension {
     name: string;
+    init?(): void | Promise<void>;
     nodeCreated?(node: Node): void;
   }
 }
@@ -38,6 +39,7 @@ declare module "comfyui" {
 declare module "*/scripts/app.js" {
   export const app: {
     canvas: { processMouseWheel(event: WheelEvent): void };
+    extensionManager: { setting: { get(name: string): unknown } };
     registerExtension(extension: import("comfyui").Extension): void;
   };
 }

@@ -1,0 +1,12 @@
+"""What the page asks the pack over HTTP; each module of this folder has the routes of one subject.
+
+Anyone on the network may ask: a name from outside is looked up and never joined to a path, GET changes
+nothing, and what is wrong is answered as `{"error": sentence}` with a status code.
+"""
+
+from . import schedule
+
+
+def register_routes() -> None:
+    """Makes the host's server answer our routes."""
+    schedule.register()

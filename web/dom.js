@@ -1,0 +1,81 @@
+// Small helpers for the widgets of the pack.
+
+import { app } from "../../scripts/app.js";
+
+/**
+ * Makes an element.
+ *
+ * @template {keyof HTMLElementTagNameMap} Tag
+ * @param {Tag} tag
+ * @param {Record<string, string | number | boolean | ((event: any) => void) | undefined>} [attributes]
+ *   Attributes by name; a function under `onclick` and the like becomes a listener, `true` an attribute
+ *   without a value, and what is false or undefined is left out.
+ * @param {...(Node | string)} children
+ * @returns {HTMLElementTagNameMap[Tag]}
+ */
+export function element(tag, attributes = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (typeof value === "function") made.addEventListener(name.replace(/^on/, ""), value);
+    else if (value === true) made.setAttribute(name, "");
+    else if (value !== false && value !== undefined) made.setAttribute(name, String(value));
+  }
+  made.append(...children);
+  return made;
+}
+
+/**
+ * Loads a style sheet of this folder, once.
+ *
+ * @param {string} name Its file name.
+ */
+export function loadStyle(name) {
+  const address = new URL(name, import.meta.url).href;
+  if (document.querySelector(`link[href="${address}"]`)) return;
+  document.head.append(element("link", { rel: "stylesheet", href: address }));
+}
+
+/**
+ * Zooms as on the bare canvas: the element of a widget would swallow the wheel.
+ *
+ * @param {WheelEvent} event
+ */
+export function zoomCanvas(event) {
+  event.preventDefault();
+  event.stopPropagation();
+  app.canvas.processMouseWheel(event);
+}
+
+/**
+ * Returns a function that calls `first`, if there is one, with all it gets, and then `second`.
+ *
+ * @param {((...values: any[]) => any) | null | undefined} first
+ * @param {(...values: any[]) => void} second
+ * @returns {(...values: any[]) => any}
+ */
+export function followedBy(first, second) {
+  return function (/** @type {any} */ ...values) {
+    // @ts-expect-error `this` is whatever the page calls it on
+    const result = first?.apply(this, values);
+    second(...values);
+    return result;
+  };
+}
+
+/**
+ * Returns a function that runs `action` once after the last of several calls in a row.
+ *
+ * @param {(isLatest: () => boolean) => void | Promise<void>} action Gets a function that tells whether
+ *   it was not called again since.
+ * @param {number} waitMs How long after the last call.
+ * @returns {() => void}
+ */
+export function debounced(action, waitMs) {
+  let calls = 0;
+  let timer = 0;
+  return () => {
+    const call = ++calls;
+    clearTimeout(timer);
+    timer = setTimeout(() => action(() => call === calls), waitMs);
+  };
+}
