@@ -53,5 +53,9 @@ class ScheduleError(AdapterError):
     """Points or widgets describe no curve over the steps."""
 
 
+class BlockWeightsError(AdapterError):
+    """The text of block weights says nothing that can be understood, or nothing of this model."""
+
+
 class RequestError(AdapterError):
     """A request over HTTP lacks a value, or has one that means nothing."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..algorithms.binding import Binding, causes, families, require_match
+from ..algorithms.block_weights import BlockWeights, PlacedWeights, weighted
 from ..algorithms.errors import AdapterError, listed
 from ..algorithms.families import in_text_encoder
 from ..algorithms.formats.parse import AdapterSet
@@ -16,6 +17,7 @@ from ..algorithms.schedule import Schedule
 from ..algorithms.strength import Dial
 from .host.applying import Applied, Mode, apply
 from .host.bindings import binding_of
+from .host.blocks import all_blocks, file_blocks, remember_use
 from .host.embeddings import offer
 from .host.files import load_adapter
 from .host.keymaps import diffusion_model_key_map, text_encoder_key_map
@@ -79,6 +81,7 @@ def adapt(wish: Wish, model: Any, clip: Any) -> Adapted:
         MODEL: Dial(wish.strength_model, wish.adapter, wish.schedule, wish.on_request),
         CLIP: Dial(wish.strength_clip, wish.adapter),
     }
+    weights = BlockWeights.parse(wish.blocks) if wish.blocks.strip() else None
     connected = [name for name, part in parts.items() if part is not None]
     if not connected:
         raise AdapterError("There is nothing to adapt: connect a model or a CLIP.")
@@ -97,6 +100,12 @@ def adapt(wish: Wish, model: Any, clip: Any) -> Adapted:
             bindings[name] = Binding(())
             notes.append(f"At strength 0 the {name} is left alone; it would not fit: {error}")
     homeless = require_match(adapter_set, [*bindings.values()], [*key_maps.values()])
+    blocks = all_blocks(adapter_set, key_maps.get(MODEL), key_maps.get(CLIP))
+    remember_use(wish.adapter, adapter_set, blocks, bindings)
+    if weights is not None:
+        placed = weights.on(blocks, wish.seed)
+        bindings = _weighted(bindings, placed, adapter_set)
+        notes += [f"Weights of blocks: {placed.text() or 'all 1'}.", *placed.notes]
     if homeless:
         notes += _other_family(adapter_set, [*key_maps.values()])
     coverage: list[Coverage] = []
@@ -112,6 +121,17 @@ def adapt(wish: Wish, model: Any, clip: Any) -> Adapted:
     causes_found = causes(adapter_set, homeless, key_maps.get(MODEL), key_maps.get(CLIP))
     text = report(adapter_set, coverage, causes_found, notes)
     return Adapted(parts[MODEL], parts[CLIP], text)
+
+
+def _weighted(
+    bindings: Mapping[str, Binding], weights: PlacedWeights, adapter_set: AdapterSet
+) -> dict[str, Binding]:
+    """Returns the bindings with the factors of their blocks."""
+    by_name = file_blocks(adapter_set).places
+    return {
+        name: replace(binding, bound=weighted(binding.bound, weights, by_name))
+        for name, binding in bindings.items()
+    }
 
 
 def _adapted(part: Any, binding: Binding, dial: Dial, wish: Wish) -> tuple[Any, Applied]:

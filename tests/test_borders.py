@@ -19,6 +19,8 @@ OWN_PARTS = {
     "formats": {"formats", "adapters", "errors", "shapes"},
     "families": {"families", "keymap"},
     "binding": {"adapters", "keymap", "families", "formats", "errors"},
+    "block_lists": {"errors", "families"},
+    "block_weights": {"binding", "block_lists", "errors", "families"},
     "schedule": {"errors"},
     "report": {"adapters", "errors", "families", "formats"},
 }

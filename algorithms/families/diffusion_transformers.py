@@ -102,6 +102,9 @@ final_layer.scale_shift_table = scale_shift_table
 
 # Blocks of a model itself, neither of the transformers inside a UNet nor of a second list.
 BLOCK = r"transformer_blocks(?<!\d_transformer_blocks)(?<!single_transformer_blocks)_\d+_"
+SD3_NAMES = Table.parse(SD3_TABLE)
+AURAFLOW_NAMES = Table.parse(AURAFLOW_TABLE)
+PIXART_NAMES = Table.parse(PIXART_TABLE)
 SD3 = Family(
     "SD 3",
     (
@@ -109,7 +112,8 @@ SD3 = Family(
         Mark(BLOCK + "attn2?_(?:to|add)_", 1536),
         Mark(BLOCK + "attn2?_(?:to|add)_", 2432),
     ),
-    Table.parse(SD3_TABLE).names,
+    SD3_NAMES.names,
+    lists=SD3_NAMES.lists,
 )
 AURAFLOW = Family(
     "AuraFlow",
@@ -118,7 +122,9 @@ AURAFLOW = Family(
         Mark(r"e_layers_\d+_(?:attn_w[12]|mlp[CX]?_c_|mod[CX])"),
         Mark(r"single_transformer_blocks_\d+_(?:ff_|norm1_)"),
     ),
-    Table.parse(AURAFLOW_TABLE).names,
+    AURAFLOW_NAMES.names,
+    lists=AURAFLOW_NAMES.lists,
+    depths={"double_layers": 4, "single_layers": 32},
 )
 PIXART = Family(
     "PixArt",
@@ -127,7 +133,9 @@ PIXART = Family(
         Mark("adaln_single_"),
         Mark(BLOCK + "attn[12]_to_[qkv]", 1152),
     ),
-    Table.parse(PIXART_TABLE).names,
+    PIXART_NAMES.names,
+    lists=PIXART_NAMES.lists,
+    depths={"blocks": 28},
 )
 QWEN_IMAGE = Family(
     "Qwen-Image",
@@ -135,5 +143,10 @@ QWEN_IMAGE = Family(
         Mark(BLOCK + "(?:img|txt)_(?:mlp|mod)"),
         Mark(BLOCK + "attn_add_[qkv]_proj"),
     ),
+    depths={"transformer_blocks": 60},
 )
-HIDREAM = Family("HiDream", (Mark(r"e_stream_blocks_\d+_block"),))
+HIDREAM = Family(
+    "HiDream",
+    (Mark(r"e_stream_blocks_\d+_block"),),
+    depths={"double_stream_blocks": 16, "single_stream_blocks": 32},
+)

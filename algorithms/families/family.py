@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from ..keymap import Naming, Target
@@ -64,6 +64,10 @@ class Family:
     """What diffusers puts before the names."""
     kohya: Naming = "host"
     """Which names sd-scripts makes its own of."""
+    lists: Mapping[str, str] = field(default_factory=dict[str, str])
+    """List of blocks in diffusers or another tool -> in the host, where these differ."""
+    depths: Mapping[str, int] = field(default_factory=dict[str, int])
+    """List of blocks in the host -> how many there are, where all models of the family have as many."""
 
     def fits(self, text: str, sizes: Sizes) -> bool:
         """Whether one of the marks is on the modules; see `Mark.on`."""

@@ -138,10 +138,15 @@ txt_in.c_embedder.in_layer = txt_in.c_embedder.linear_1
 txt_in.c_embedder.out_layer = txt_in.c_embedder.linear_2
 """
 
+FLUX_NAMES = Table.parse(DOUBLE, SINGLE, EMBEDDERS, XLABS)
+FLUX_2_NAMES = Table.parse(FLUX_2_FIRST, DOUBLE, EMBEDDERS)
+HUNYUAN_NAMES = Table.parse(DOUBLE, SINGLE, REFINER, HUNYUAN_ORIGINAL)
 CHROMA = Family(
     "Chroma",
     (Mark("distilled_guidance_layer"),),
-    Table.parse(DOUBLE, SINGLE, EMBEDDERS, XLABS).names,
+    FLUX_NAMES.names,
+    lists=FLUX_NAMES.lists,
+    depths={"double_blocks": 19, "single_blocks": 38},
 )
 FLUX = Family(
     "Flux",
@@ -150,7 +155,9 @@ FLUX = Family(
         Mark(r"double_blocks_\d+_(?:img|txt)_(?:attn|mlp|mod)", 3072),
         Mark(r"double_blocks_\d+_processor_(?:qkv|proj)_lora", 3072),
     ),
-    Table.parse(DOUBLE, SINGLE, EMBEDDERS, XLABS).names,
+    FLUX_NAMES.names,
+    lists=FLUX_NAMES.lists,
+    depths={"double_blocks": 19, "single_blocks": 38},
 )
 FLUX_2 = Family(
     "Flux 2",
@@ -160,7 +167,9 @@ FLUX_2 = Family(
         Mark(r"transformer_blocks_\d+_ff(?:_context)?_linear_(?:in|out)"),
         Mark(r"double_blocks_\d+_(?:img|txt)_(?:attn|mlp)", 6144),
     ),
-    Table.parse(FLUX_2_FIRST, DOUBLE, EMBEDDERS).names,
+    FLUX_2_NAMES.names,
+    lists=FLUX_2_NAMES.lists,
+    depths={"double_blocks": 8, "single_blocks": 48},
 )
 HUNYUAN_VIDEO = Family(
     "HunyuanVideo",
@@ -170,5 +179,7 @@ HUNYUAN_VIDEO = Family(
         Mark("txt_in_individual_token"),
         Mark("context_embedder_token_refiner"),
     ),
-    Table.parse(DOUBLE, SINGLE, REFINER, HUNYUAN_ORIGINAL).names,
+    HUNYUAN_NAMES.names,
+    lists=HUNYUAN_NAMES.lists,
+    depths={"double_blocks": 20, "single_blocks": 40},
 )

@@ -56,6 +56,9 @@ final_layer.adaLN_modulation.1 = all_final_layer.2-1.adaLN_modulation.1
 
 LAYER = r"layers_\d+_"
 REFINER = r"_refiner_\d+_"
+LUMINA_NAMES = Table.parse(*LUMINA_TABLE)
+Z_NAMES = Table.parse(*Z_TABLE)
+REFINERS = {"noise_refiner": 2, "context_refiner": 2}
 LUMINA_2 = Family(
     "Lumina 2",
     (
@@ -65,7 +68,9 @@ LUMINA_2 = Family(
         Mark(LAYER + "feed_forward_(?:w|linear_)[123]", 2304),
         Mark("time_caption_embed_"),
     ),
-    Table.parse(*LUMINA_TABLE).names,
+    LUMINA_NAMES.names,
+    lists=LUMINA_NAMES.lists,
+    depths={**REFINERS, "layers": 26},
 )
 Z_IMAGE = Family(
     "Z-Image",
@@ -74,5 +79,7 @@ Z_IMAGE = Family(
         Mark(LAYER + "feed_forward_w[123]", 3840),
         Mark(LAYER + "attention_to_q"),
     ),
-    Table.parse(*Z_TABLE).names,
+    Z_NAMES.names,
+    lists=Z_NAMES.lists,
+    depths={**REFINERS, "layers": 30},
 )

@@ -29,16 +29,20 @@ class Table:
     """The parsed text: layer of the host with `*` for the block's number -> names elsewhere."""
 
     lines: dict[str, tuple[str, ...]]
+    lists: dict[str, str]
+    """List of blocks elsewhere -> that of the host."""
 
     @classmethod
     def parse(cls, *texts: str) -> "Table":
         """Returns the table that some texts make together."""
         lines: dict[str, list[str]] = defaultdict(list)
+        lists: dict[str, str] = {}
         for text in texts:
             host_block = other_block = ""
             for line in filter(str.strip, text.splitlines()):
                 if "->" in line:
                     host_block, other_block = line.split(" -> ")
+                    lists[other_block.removesuffix(".*")] = host_block.removesuffix(".*")
                     continue
                 inside = line.startswith(" ")
                 host, others = line.strip().split(" = ")
@@ -49,7 +53,7 @@ class Table:
                     )
                     for one in others.split()
                 ]
-        return cls({host: tuple(others) for host, others in lines.items()})
+        return cls({host: tuple(others) for host, others in lines.items()}, lists)
 
     def names(self, shapes: Shapes) -> Iterator[tuple[str, Target]]:
         """Returns (name elsewhere, what it means) for every layer of a model that it knows."""

@@ -102,9 +102,10 @@ def _in_level(side: str, level: int, index: int, rest: str) -> str | None:
 CROSS = "attn2_(?:processor_)?to_[kv]"
 # The refiner attends to text of width 1280, a width of layers in the others, and has layers of width
 # 768, SD 1's text: only its 1536 is its own.
-SDXL_REFINER = Family("SDXL refiner", (Mark(CROSS, 1536),), diffusers_names, "unet.")
-SD1 = Family("SD 1.x", (Mark(CROSS, 768),), diffusers_names, "unet.", "diffusers")
-SD2 = Family("SD 2.x", (Mark(CROSS, 1024),), diffusers_names, "unet.", "diffusers")
+LARGE = {"input_blocks": 12, "middle_block": 1, "output_blocks": 12}
+SDXL_REFINER = Family("SDXL refiner", (Mark(CROSS, 1536),), diffusers_names, "unet.", depths=LARGE)
+SD1 = Family("SD 1.x", (Mark(CROSS, 768),), diffusers_names, "unet.", "diffusers", depths=LARGE)
+SD2 = Family("SD 2.x", (Mark(CROSS, 1024),), diffusers_names, "unet.", "diffusers", depths=LARGE)
 SDXL = Family(
     "SDXL",
     (
@@ -114,4 +115,5 @@ SDXL = Family(
     ),
     diffusers_names,
     "unet.",
+    depths={"input_blocks": 9, "middle_block": 1, "output_blocks": 9},
 )

@@ -50,6 +50,7 @@ VACE = (
 
 # Not the blocks of a UNet or of another transformer, whose names end alike.
 BLOCK = r"blocks(?<![a-z]_blocks)_\d+_"
+WAN_NAMES = Table.parse(TABLE, VACE)
 WAN = Family(
     "Wan",
     (
@@ -58,5 +59,6 @@ WAN = Family(
         Mark(BLOCK + "attn[12]_to_"),
         Mark(BLOCK + "ffn_(?:net_)?[02]"),
     ),
-    Table.parse(TABLE, VACE).names,
+    WAN_NAMES.names,
+    lists=WAN_NAMES.lists,
 )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from anyadapter.algorithms.binding import Bound, bind
 from anyadapter.algorithms.errors import NonFiniteError, ShapeError
-from anyadapter.nodes import loading
+from anyadapter.nodes import adapting, loading
 from anyadapter.nodes.host import bindings, files, messages
 from anyadapter.nodes.host.applying import Applied
 from anyadapter.nodes.loading import AS_OTHERS, LoadAdapter
@@ -52,7 +52,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Sequence[Bou
         taken.append(bound)
         return Applied(len(bound))
 
-    monkeypatch.setattr(loading, "apply", take)
+    monkeypatch.setattr(adapting, "apply", take)
     monkeypatch.setattr(loading, "show_text", lambda *_: None)
     monkeypatch.setattr(LoadAdapter, "hidden", SimpleNamespace(unique_id="1"))
 
