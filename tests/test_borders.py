@@ -18,6 +18,7 @@ OWN_PARTS = {
     "keymap": {"errors", "layers"},
     "formats": {"formats", "adapters", "errors", "shapes"},
     "families": {"families", "keymap"},
+    "analysis": {"adapters", "shapes", "analysis"},
     "binding": {"adapters", "keymap", "families", "formats", "errors"},
     "block_lists": {"errors", "families"},
     "block_weights": {"binding", "block_lists", "errors", "families"},

@@ -18,6 +18,7 @@ from torch import Generator, Tensor
 from ..layers import Layer
 from ..shapes import Float
 from .base import ALPHA, Adapter, Completion, InitialConfig, Origin, Role, widened
+from .forms import Product
 from .linalg import low_rank
 from .lora import Lora
 
@@ -72,6 +73,10 @@ class AdaLora(Adapter):
                 replace(self, alpha=alpha), assumed="AdaLoRA that has kept all its first ranks"
             )
         return Completion(replace(self, alpha=alpha, ranknum=ranknum))
+
+    def form(self) -> Product:
+        """Returns the product."""
+        return Product(*self._factors)
 
     @classmethod
     def initial(cls, layer: Layer, config: InitialConfig, generator: Generator) -> "AdaLora":

@@ -17,6 +17,7 @@ from torch import Generator, Tensor
 
 from ..layers import Layer
 from ..shapes import Float, axes_fit
+from .forms import Form
 
 A = TypeVar("A", bound="Adapter")  # typing.Self needs Python 3.11
 
@@ -266,6 +267,21 @@ class Adapter(ABC):
         the adapter runs by them; without, by its own `delta_weight` or `delta_output`.
         """
         del layer
+        return None
+
+    def form(self) -> Form | None:
+        """Returns the change of the weight as its tensors alone tell it, in float32 or better.
+
+        None where it takes the weight, or its shape, to tell. It serves to look at a change, not to
+        apply it.
+        """
+        return None
+
+    def relative_norm(self) -> float | None:
+        """Returns about how large the change of a weight is whose rows are of length 1.
+
+        For methods that read the weight; None where such a weight says nothing either.
+        """
         return None
 
     def work(self, layer: Layer, positions: int) -> Work:

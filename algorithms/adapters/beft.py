@@ -14,6 +14,7 @@ from torch import Generator, Tensor
 from ..layers import Layer
 from ..shapes import Float
 from .base import Adapter, InitialConfig, Role, widened
+from .forms import NOTHING, Whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +34,10 @@ class Beft(Adapter):
         """Returns the stored change."""
         del bias
         return widened(self.change).flatten()
+
+    def form(self) -> Whole:
+        """Returns that of no change."""
+        return NOTHING
 
     @classmethod
     def initial(cls, layer: Layer, config: InitialConfig, generator: Generator) -> "Beft":

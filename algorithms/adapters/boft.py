@@ -55,6 +55,11 @@ class Boft(Rotation):
         stages, _, size, _ = self.oft_blocks.shape
         return 2 ** (stages - 1) * size
 
+    @property
+    def length(self) -> int:
+        """Rows of all blocks."""
+        return self.oft_blocks.shape[1] * self.oft_blocks.shape[2]
+
     def made_turn(self, shape: tuple[int, ...]) -> Tensor:
         """Returns R_i - 1 of every stage and block."""
         _require_stages(self.oft_blocks, shape[0], "outputs")
@@ -95,6 +100,11 @@ class PeftBoft(Rotation):
 
     boft_R: Float[Tensor, "M N D D"]  # noqa: N815
     boft_s: Float[Tensor, "..."]
+
+    @property
+    def length(self) -> int:
+        """Inputs of all blocks."""
+        return self.boft_R.shape[1] * self.boft_R.shape[2]
 
     def made_turn(self, shape: tuple[int, ...]) -> Tensor:
         """Returns R_i - 1 of every stage and block."""

@@ -15,6 +15,7 @@ from ..errors import ShapeError
 from ..layers import Layer
 from ..shapes import Float
 from .base import Adapter, InitialConfig, Role, widened
+from .forms import Whole
 from .linalg import matrix_sizes
 
 
@@ -48,6 +49,11 @@ class C3a(Adapter):
         spectrum = torch.einsum("...nf, mnf -> ...mf", torch.fft.rfft(pieces), kernel)
         change = torch.fft.irfft(spectrum, n=self.kernel.shape[2]).flatten(-2)
         return (change / inputs).to(x.dtype)
+
+    def form(self) -> Whole:
+        """Returns the blocks written out."""
+        rows, columns, size = self.kernel.shape
+        return Whole(self.delta_weight(torch.empty(rows * size, columns * size, device="meta")))
 
     @classmethod
     def initial(cls, layer: Layer, config: InitialConfig, generator: Generator) -> "C3a":

@@ -17,6 +17,7 @@ from torch import Generator, Tensor
 from ..layers import Layer
 from ..shapes import Float
 from .base import Adapter, InitialConfig, Role, widened
+from .forms import Product
 from .linalg import low_rank, matrix_sizes
 from .lora import Lora
 
@@ -56,6 +57,10 @@ class DeLora(Adapter):
         """Returns the LoRA that it is."""
         del weight
         return Lora(*self._factors)
+
+    def form(self) -> Product:
+        """Returns the product."""
+        return Product(*self._factors)
 
     @classmethod
     def initial(cls, layer: Layer, config: InitialConfig, generator: Generator) -> "DeLora":

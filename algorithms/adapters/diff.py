@@ -16,6 +16,7 @@ from ..errors import ShapeError
 from ..layers import Layer
 from ..shapes import Float
 from .base import ALPHA, Adapter, Completion, InitialConfig, Origin, Role, widened
+from .forms import NOTHING, Whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +42,10 @@ class Diff(Adapter):
         """Returns the stored change of the bias."""
         del bias
         return None if self.diff_b is None else widened(self.diff_b)
+
+    def form(self) -> Whole:
+        """Returns the stored change."""
+        return NOTHING if self.diff is None else Whole(widened(self.diff))
 
     @classmethod
     def initial(cls, layer: Layer, config: InitialConfig, generator: Generator) -> "Diff":
@@ -71,6 +76,10 @@ class FullRank(Adapter):
                 f"{error}. It has the name of a LoRA's lora_down without a lora_up, and can only "
                 "be a change of full rank (ai-toolkit), or a file that lacks its lora_up"
             ) from error
+
+    def form(self) -> Whole:
+        """Returns the stored change."""
+        return Whole(widened(self.diff))
 
     def completed(self, origin: Origin, *, corrections: bool) -> "Completion[FullRank]":
         """Returns the adapter; where it has an alpha, the scale is assumed."""

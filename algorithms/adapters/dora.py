@@ -141,6 +141,11 @@ class Dora(Adapter):
         columns = widened(inner.down).reshape(rank, inputs, -1) * self.gain[:, None]
         return replace(inner, down=columns.flatten(1), inputs=self.growth)
 
+    def relative_norm(self) -> float | None:
+        """Returns that of the inner change: how the lengths change takes the weight to tell."""
+        form = self.inner.form()
+        return None if form is None else form.norm()
+
     def work(self, layer: Layer, positions: int) -> Work:
         """Returns the work of the inner adapter and the scaling of the weight, or of the output.
 

@@ -10,6 +10,7 @@ of the weight. PEFT's method of the same name is another one.
 LyCORIS saves alpha as it is when it trains with rsLoRA, and reads it back a root of R too weak.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -30,7 +31,8 @@ from .base import (
     scale_of,
     widened,
 )
-from .linalg import kaiming, low_rank, require_product, tucker
+from .forms import Product
+from .linalg import kaiming, low_rank, require_product, through_core, tucker
 
 FACTORS = tuple(Role(name, (f".{name}.weight",)) for name in ("a1", "a2", "b1", "b2"))
 Shapes = Mapping[str, tuple[int, ...]]
@@ -102,6 +104,17 @@ class Glora(Adapter):
         else:
             hidden = layer.apply(layer.pointwise(x, b2), own.bm)
         return through + layer.pointwise(hidden * scale, b1)
+
+    def relative_norm(self) -> float:
+        """Returns that of both products together, in squares."""
+        fits = self.a1.shape[0] >= self.a1.shape[1]
+        own = self if fits else Glora(self.a2, self.a1, self.b2, self.b1)
+        through = Product(widened(own.a1).flatten(1), widened(own.a2).flatten(1))
+        right = widened(own.b2).flatten(1)
+        right = right if own.bm is None else through_core(widened(own.bm), right)
+        beside = Product(widened(own.b1).flatten(1), right)
+        scale = scale_of(self.alpha, own.a2.shape[0])
+        return math.hypot(through.norm(), beside.norm()) * scale
 
     def completed(self, origin: Origin, *, corrections: bool) -> "Completion[Glora]":
         """Returns the adapter with the scale that it was trained with."""
@@ -192,6 +205,10 @@ class GloraOld(Adapter):
     ) -> Float[Tensor, "..."]:
         """Returns the layer on `a2(a1(x))` plus `b2(b1(x))`, scaled."""
         return self.reordered.delta_output(x, y, layer)
+
+    def relative_norm(self) -> float:
+        """Returns that of both products together, in squares."""
+        return self.reordered.relative_norm()
 
     def completed(self, origin: Origin, *, corrections: bool) -> "Completion[GloraOld]":
         """Returns the adapter with alpha from the header where the tensors have none."""

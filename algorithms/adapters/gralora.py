@@ -18,6 +18,7 @@ from ..errors import ShapeError
 from ..layers import Layer
 from ..shapes import Float
 from .base import ALPHA, Adapter, Completion, InitialConfig, Origin, Role, scale_of, widened
+from .forms import Whole
 from .linalg import matrix_sizes
 
 DEFAULT_ALPHA = 64.0
@@ -85,6 +86,12 @@ class GraLora(Adapter):
         if self.down is not None and self.up is not None:
             change = change + x @ self.down.T @ self.up.T
         return change * self.scale
+
+    def form(self) -> Whole:
+        """Returns the scaled blocks."""
+        count, inputs, _ = self.a.shape
+        shape = (count * self.b.shape[2], count * inputs)
+        return Whole(self.delta_weight(torch.empty(shape, device="meta")))
 
     def completed(self, origin: Origin, *, corrections: bool) -> "Completion[GraLora]":
         """Returns the adapter with alpha from the configuration."""

@@ -14,6 +14,7 @@ from torch import Generator, Tensor
 from ..layers import Layer
 from ..shapes import Float
 from .base import Adapter, InitialConfig, Role, widened
+from .forms import Product
 from .linalg import low_rank, matrix_sizes
 
 
@@ -40,6 +41,11 @@ class Hira(Adapter):
         """Returns the weight times the product."""
         base = widened(weight)
         return base * low_rank(widened(self.b), widened(self.a), tuple(weight.shape))
+
+    def relative_norm(self) -> float:
+        """Returns that of the product, for rows whose numbers are all of one size."""
+        product = Product(widened(self.b).flatten(1), widened(self.a).flatten(1))
+        return product.norm() / max(product.right.shape[1], 1) ** 0.5
 
     @classmethod
     def initial(cls, layer: Layer, config: InitialConfig, generator: Generator) -> "Hira":
@@ -72,6 +78,11 @@ class HiraEmbedding(Adapter):
         """Returns the table times the product."""
         base = widened(weight)
         return base * low_rank(widened(self.a).T, widened(self.b).T, tuple(weight.shape))
+
+    def relative_norm(self) -> float:
+        """Returns that of the product, for rows whose numbers are all of one size."""
+        product = Product(widened(self.a).T, widened(self.b).T)
+        return product.norm() / max(product.right.shape[1], 1) ** 0.5
 
     @classmethod
     def initial(cls, layer: Layer, config: InitialConfig, generator: Generator) -> "HiraEmbedding":

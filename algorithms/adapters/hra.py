@@ -20,6 +20,7 @@ from ..errors import ShapeError
 from ..layers import Layer
 from ..shapes import Float
 from .base import Adapter, Completion, InitialConfig, Origin, Role, widened
+from .forms import Product
 from .linalg import low_rank
 
 
@@ -72,6 +73,11 @@ class Hra(Adapter):
         u, fold = (part.to(x.dtype) for part in self._compact)
         change = -(x.movedim(axis, -1) @ u @ fold.T @ u.T)
         return layer.product(change.movedim(-1, axis))
+
+    def relative_norm(self) -> float:
+        """Returns that of the chain of reflections less 1."""
+        u, fold = self._compact
+        return Product(u @ fold, u.T).norm()
 
     def completed(self, origin: Origin, *, corrections: bool) -> "Completion[Hra]":
         """Returns the adapter with the configuration's word on orthogonal normals."""

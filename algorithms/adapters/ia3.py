@@ -19,6 +19,7 @@ from ..errors import ShapeError, UndecidedError
 from ..layers import Layer
 from ..shapes import Float
 from .base import Adapter, Completion, InitialConfig, Origin, Pieces, Role, widened
+from .forms import Whole
 
 Side = Literal["outputs", "inputs"]
 
@@ -56,6 +57,10 @@ class Ia3(Adapter):
     def pieces(self, layer: Layer) -> Pieces | None:
         """Returns the factors of the side that they scale."""
         return _pieces(self.weight, self.side, layer)
+
+    def relative_norm(self) -> float:
+        """Returns that of the factors less 1."""
+        return Whole(widened(self.weight)).norm()
 
     @classmethod
     def initial(cls, layer: Layer, config: InitialConfig, generator: Generator) -> "Ia3":
@@ -138,6 +143,10 @@ class Ia3Peft(Adapter):
         """Returns the adapter with its factors less 1."""
         del weight
         return replace(self, gain=widened(self.factor) - 1)
+
+    def relative_norm(self) -> float:
+        """Returns that of the factors less 1."""
+        return Whole(widened(self.factor) - 1).norm()
 
     def completed(self, origin: Origin, *, corrections: bool) -> "Completion[Ia3Peft]":
         """Returns the adapter with the side that `feedforward_modules` of the config gives it."""

@@ -61,6 +61,13 @@ def tucker(
     return kernel
 
 
+def through_core(
+    core: Float[Tensor, "M R ..."], down: Float[Tensor, "R I"]
+) -> Float[Tensor, "M C"]:
+    """Returns `sum over r of core[m, r, *k] down[r, i]`, the inputs and the kernel flattened."""
+    return torch.einsum("mr..., ri -> mi...", core, down).flatten(1)
+
+
 def kronecker(
     left: Float[Tensor, "a c"], right: Float[Tensor, "b d *K"]
 ) -> Float[Tensor, "O I *K"]:

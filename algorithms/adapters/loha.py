@@ -30,7 +30,8 @@ from .base import (
     scale_of,
     widened,
 )
-from .linalg import core_like, low_rank, require_product, tucker
+from .forms import Hadamard, Product
+from .linalg import core_like, low_rank, require_product, through_core, tucker
 
 
 def _role(field: str) -> Role:
@@ -97,6 +98,13 @@ class Loha(Adapter):
         if layer.chains and pairs_are_cheaper(self.rank, outputs, columns, positions):
             return Work(built, (positions + 1) * self.rank**2 * (outputs + columns))
         return Work(built, built + positions * outputs * columns)
+
+    def form(self) -> Hadamard:
+        """Returns both products, the first one scaled."""
+        first = Product(widened(self.w1_a).flatten(1) * self.scale, widened(self.w1_b).flatten(1))
+        return Hadamard(
+            first, Product(widened(self.w2_a).flatten(1), widened(self.w2_b).flatten(1))
+        )
 
     def completed(self, origin: Origin, *, corrections: bool) -> "Completion[Loha]":
         """Returns the adapter with alpha from the header where the tensors have none."""
@@ -166,6 +174,14 @@ class LohaTucker(Adapter):
         first = _half(self.w1_a, self.t1, self.w1_b, shape)
         second = _half(self.w2_a, self.t2, self.w2_b, shape)
         return first * second * self.scale
+
+    def form(self) -> Hadamard:
+        """Returns both halves as products, the first one scaled."""
+        first = through_core(widened(self.t1), widened(self.w1_b))
+        second = through_core(widened(self.t2), widened(self.w2_b))
+        return Hadamard(
+            Product(widened(self.w1_a).T * self.scale, first), Product(widened(self.w2_a).T, second)
+        )
 
     def completed(self, origin: Origin, *, corrections: bool) -> "Completion[LohaTucker]":
         """Returns the adapter with alpha from the header where the tensors have none."""

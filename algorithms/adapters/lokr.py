@@ -33,7 +33,8 @@ from .base import (
     scale_of,
     widened,
 )
-from .linalg import core_like, factorization, kaiming, kronecker, low_rank, tucker
+from .forms import Kronecker
+from .linalg import core_like, factorization, kaiming, kronecker, low_rank, through_core, tucker
 
 
 def _role(field: str) -> Role:
@@ -133,6 +134,15 @@ class Lokr(Adapter):
         per_part = sum(factor.numel() for factor in right if factor is not None)
         mixed = parts * per_part + a * parts * b
         return Work(math.prod(layer.weight_shape), positions * mixed)
+
+    def form(self) -> Kronecker:
+        """Returns both sides, w2 with its kernel flattened."""
+        if self.w2 is not None:
+            return Kronecker(self._left(), widened(self.w2).flatten(1))
+        w2_a, w2_b = widened(_there(self.w2_a)), widened(_there(self.w2_b)).flatten(1)
+        if self.t2 is None:
+            return Kronecker(self._left(), w2_a @ w2_b)
+        return Kronecker(self._left(), w2_a.T @ through_core(widened(self.t2), w2_b))
 
     def completed(self, origin: Origin, *, corrections: bool) -> "Completion[Lokr]":
         """Returns the adapter with the scale that the header gives.

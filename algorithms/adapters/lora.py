@@ -33,7 +33,8 @@ from .base import (
     scale_of,
     widened,
 )
-from .linalg import kaiming, low_rank, require_product, tucker
+from .forms import Product
+from .linalg import kaiming, low_rank, require_product, through_core, tucker
 
 UP = Role(
     "up",
@@ -48,6 +49,7 @@ UP = Role(
         ".up.weight",
     ),
 )
+
 DOWN = Role(
     "down",
     (
@@ -136,6 +138,10 @@ class Lora(Adapter):
         require_product(up, down, layer.weight_shape)
         return Pieces(up, down, self.scale)
 
+    def form(self) -> Product:
+        """Returns the scaled product."""
+        return Product(widened(self.up).flatten(1) * self.scale, widened(self.down).flatten(1))
+
     def completed(self, origin: Origin, *, corrections: bool) -> "Completion[Lora]":
         """Returns the adapter with alpha from the header where the tensors have none."""
         return _completed(self, origin, corrections=corrections)
@@ -217,6 +223,11 @@ class LoraTucker(Adapter):
         between, rank = self.mid.shape[:2]
         chain = rank * inputs + self.mid.numel() + between * outputs
         return Work(numbers * between, positions * chain)
+
+    def form(self) -> Product:
+        """Returns the scaled product of `up` and the other two."""
+        right = through_core(widened(self.mid), widened(self.down).flatten(1))
+        return Product(widened(self.up).flatten(1) * self.scale, right)
 
     def completed(self, origin: Origin, *, corrections: bool) -> "Completion[LoraTucker]":
         """Returns the adapter with alpha from the header where the tensors have none."""

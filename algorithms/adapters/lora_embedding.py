@@ -15,6 +15,7 @@ from torch import Generator, Tensor
 from ..layers import Layer
 from ..shapes import Float
 from .base import ALPHA, Adapter, Completion, InitialConfig, Origin, Role, scale_of, widened
+from .forms import Product
 from .linalg import low_rank, matrix_sizes
 
 
@@ -43,6 +44,11 @@ class LoraEmbedding(Adapter):
         """Returns the scaled product in the shape of `weight`; only its shape is read."""
         product = low_rank(widened(self.a).T, widened(self.b).T, tuple(weight.shape))
         return product * scale_of(self.alpha, self.rank)
+
+    def form(self) -> Product:
+        """Returns the scaled product."""
+        scale = scale_of(self.alpha, self.rank)
+        return Product(widened(self.a).T * scale, widened(self.b).T)
 
     def completed(self, origin: Origin, *, corrections: bool) -> "Completion[LoraEmbedding]":
         """Returns the adapter with alpha from the configuration."""

@@ -14,6 +14,7 @@ from ..errors import ShapeError
 from ..layers import Layer
 from ..shapes import Float
 from .base import Adapter, InitialConfig, Role, widened
+from .forms import NOTHING, Whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +44,10 @@ class Norm(Adapter):
         """Returns the stored change of the shift."""
         del bias
         return None if self.b_norm is None else widened(self.b_norm)
+
+    def form(self) -> Whole:
+        """Returns the stored change of the scale."""
+        return NOTHING if self.w_norm is None else Whole(widened(self.w_norm))
 
     @classmethod
     def initial(cls, layer: Layer, config: InitialConfig, generator: Generator) -> "Norm":

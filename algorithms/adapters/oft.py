@@ -76,6 +76,11 @@ class DiagOft(Rotation):
         return self.oft_blocks.shape[-1]
 
     @property
+    def length(self) -> int:
+        """Rows of all blocks."""
+        return _rows(self.oft_blocks)
+
+    @property
     def limit(self) -> float | None:
         """The largest norm of Q, or None where it is free."""
         if self.alpha is None or (self.alpha <= 0 and self.maker != "kohya"):
@@ -156,6 +161,11 @@ class SplitOft(Rotation):
             raise ShapeError("the blocks of a part in the middle are missing")
         return present
 
+    @property
+    def length(self) -> int:
+        """Rows of all parts."""
+        return sum(_rows(part) for part in self.parts)
+
     def made_turn(self, shape: tuple[int, ...]) -> Tensor:
         """Returns R - 1 of every block, flattened, part after part."""
         rows = [_rows(part) for part in self.parts]
@@ -209,6 +219,11 @@ class PeftOutputOft(Rotation):
         """Rows of one block."""
         return self.oft_r.shape[-1]
 
+    @property
+    def length(self) -> int:
+        """Rows of all blocks."""
+        return _rows(self.oft_r)
+
     def made_turn(self, shape: tuple[int, ...]) -> Tensor:
         """Returns R - 1 of every block."""
         count, size, _ = self.oft_r.shape
@@ -251,6 +266,11 @@ class PeftInputOft(Rotation):
     oft_s: Float[Tensor, "..."]
     coft_eps: float | None = None
     """The `eps` of PEFT's `coft`, which limits each block."""
+
+    @property
+    def length(self) -> int:
+        """Inputs of all blocks."""
+        return _rows(self.oft_r)
 
     def made_turn(self, shape: tuple[int, ...]) -> Tensor:
         """Returns R - 1 of every block."""
@@ -337,6 +357,11 @@ class OftV2(Rotation):
     """The `eps` of PEFT's `coft`, which limits each block."""
     kernels: Literal["peft", "onetrainer"] | None = None
     """How a convolution is meant: W R^T (PEFT) or W R (OneTrainer). None is not known."""
+
+    @property
+    def length(self) -> int:
+        """Inputs of all blocks."""
+        return self.vectors.shape[0] * self._size()
 
     def made_turn(self, shape: tuple[int, ...]) -> Tensor:
         """Returns R - 1 of every block, or of the one that is shared."""

@@ -21,6 +21,7 @@ from ..errors import ShapeError
 from ..layers import Layer
 from ..shapes import Float
 from .base import Adapter, Role, Work, widened
+from .forms import Whole
 
 Side = Literal["outputs", "inputs"]
 R = TypeVar("R", bound="Rotation")
@@ -40,6 +41,11 @@ class Rotation(Adapter):
     """R - 1 of every block; made by `prepared`."""
     stretch: Float[Tensor, " rows"] | None = field(default=None, kw_only=True)
     """g - 1; made by `prepared`."""
+
+    @property
+    @abstractmethod
+    def length(self) -> int:
+        """Rows, or numbers in a row, that the blocks turn; of one that is shared, its own."""
 
     @abstractmethod
     def made_turn(self, shape: tuple[int, ...]) -> Tensor:
@@ -104,6 +110,23 @@ class Rotation(Adapter):
             return change
         stretch = layer.over_channels(ready.stretch.to(y.dtype), y)
         return change + stretch * (layer.unbiased(y) + change)
+
+    def relative_norm(self) -> float:
+        """Returns that of g R - 1 for the outputs; those of R - 1 and g - 1, in squares, for inputs."""
+        outputs = self.side == "outputs"
+        shape = (self.length, 1) if outputs else (1, self.length)
+        gain = self.gain(shape)
+        ready = replace(self, turn=self.made_turn(shape))
+        base = _probe(self.length)
+        change = ready.turned(base, 0)
+        if gain is None:
+            return Whole(change).norm()
+        stretch = widened(gain).reshape(-1, 1) - 1
+        if not outputs:
+            return math.hypot(Whole(change).norm(), Whole(stretch).norm())
+        if stretch.shape[0] != self.length:
+            raise ShapeError(f"{stretch.shape[0]} rows are stretched and {self.length} turned")
+        return Whole(change + stretch * (base + change)).norm()
 
     def work(self, layer: Layer, positions: int) -> Work:
         """Returns the work of turning the weight, or the outputs, or the inputs of a second product."""
@@ -246,6 +269,23 @@ def require_turning(size: int, length: int) -> None:
         raise ShapeError(
             f"{length} would be split into blocks of 1, which cannot turn: raise the rank"
         )
+
+
+PROBES = 64
+"""Columns of a base on which a rotation of more rows is measured."""
+
+
+def _probe(length: int) -> Float[Tensor, "O C"]:
+    """Returns a base of rows of length 1: the identity, or signs that stand for its columns.
+
+    The squared norm of a change of the signs is that of the identity but for chance: its standard
+    deviation is below sqrt(2 / PROBES) of it, and far below where many rows take part.
+    """
+    if length <= PROBES:
+        return torch.eye(length)
+    generator = torch.Generator().manual_seed(length)
+    signs = torch.randint(0, 2, (length, PROBES), generator=generator) * 2 - 1
+    return signs / PROBES**0.5
 
 
 def _shapes_only(layer: Layer) -> Tensor:

@@ -15,6 +15,7 @@ from ..errors import ShapeError
 from ..layers import Layer
 from ..shapes import Float, Integer
 from .base import Adapter, InitialConfig, Role, widened
+from .forms import Whole
 from .linalg import matrix_sizes, require_places
 
 
@@ -48,6 +49,11 @@ class Shira(Adapter):
         """Checks that every place lies in a weight of `shape`."""
         for places, size in zip(self.indices, matrix_sizes(shape, self.name), strict=True):
             require_places(places, size)
+
+    def form(self) -> Whole:
+        """Returns the change up to its last row and column."""
+        shape = [int(places.max()) + 1 if places.numel() else 0 for places in self.indices]
+        return Whole(self.delta_weight(torch.empty(shape, device="meta")))
 
     @classmethod
     def initial(cls, layer: Layer, config: InitialConfig, generator: Generator) -> "Shira":

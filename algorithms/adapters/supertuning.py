@@ -18,6 +18,7 @@ from ..errors import FormatError
 from ..layers import Layer
 from ..shapes import Float, Integer
 from .base import ALPHA, Adapter, Completion, InitialConfig, Origin, Role, scale_of, widened
+from .forms import Whole
 from .linalg import low_rank, matrix_sizes, require_places
 
 
@@ -71,6 +72,13 @@ class SuperTuning(Adapter):
             return change
         scale = scale_of(self.alpha, self.down.shape[0])
         return change + low_rank(widened(self.up), widened(self.down), shape) * scale
+
+    def form(self) -> Whole | None:
+        """Returns the change where the factors tell the shape of the weight."""
+        if self.up is None or self.down is None:
+            return None
+        shape = (self.up.shape[0], self.down.shape[1])
+        return Whole(self.delta_weight(torch.empty(shape, device="meta")))
 
     def completed(self, origin: Origin, *, corrections: bool) -> "Completion[SuperTuning]":
         """Returns the adapter with alpha from the configuration.

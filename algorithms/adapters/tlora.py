@@ -30,6 +30,7 @@ from .base import (
     scale_of,
     widened,
 )
+from .forms import Product
 from .lora import Lora
 
 
@@ -84,6 +85,10 @@ class Tlora(Adapter):
         if self.up is None or self.down is None or not layer.chains:
             return None
         return Pieces(self.up, self.down)
+
+    def form(self) -> Product | None:
+        """Returns the change of this base as a low-rank product, once prepared."""
+        return None if self.up is None or self.down is None else Product(self.up, self.down)
 
     def completed(self, origin: Origin, *, corrections: bool) -> "Completion[Tlora]":
         """Returns the adapter with alpha from the header where the tensors have none."""

@@ -15,6 +15,7 @@ from torch import Generator, Tensor
 from ..layers import Layer
 from ..shapes import Float, Integer
 from .base import Adapter, InitialConfig, Role, widened
+from .forms import Product
 from .linalg import low_rank, matrix_sizes, require_places
 from .lora import Lora
 
@@ -59,6 +60,10 @@ class UniLora(Adapter):
         del shape
         for places in (self.indices_a, self.indices_b):
             require_places(places, self.theta.numel())
+
+    def form(self) -> Product:
+        """Returns the product."""
+        return Product(*self._factors)
 
     @classmethod
     def initial(cls, layer: Layer, config: InitialConfig, generator: Generator) -> "UniLora":

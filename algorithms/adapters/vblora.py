@@ -17,6 +17,7 @@ from ..errors import ShapeError
 from ..layers import Layer
 from ..shapes import Float, Integer
 from .base import Adapter, Completion, InitialConfig, Origin, Role, widened
+from .forms import Product
 from .linalg import low_rank, matrix_sizes, require_places
 from .lora import Lora
 
@@ -66,6 +67,10 @@ class VbLora(Adapter):
         if topk:
             return Completion(replace(self, topk=int(topk)))
         return Completion(self, assumed="VB-LoRA of the best 2 vectors, as in PEFT")
+
+    def form(self) -> Product:
+        """Returns the product."""
+        return Product(*self._factors)
 
     @classmethod
     def initial(cls, layer: Layer, config: InitialConfig, generator: Generator) -> "VbLora":
@@ -126,6 +131,10 @@ class VbLoraTopk(Adapter):
         del shape
         for places in (self.indices_a, self.indices_b):
             require_places(places, self.bank.shape[0])
+
+    def form(self) -> Product:
+        """Returns the product."""
+        return Product(*self._factors)
 
     @classmethod
     def initial(cls, layer: Layer, config: InitialConfig, generator: Generator) -> "VbLoraTopk":
