@@ -49,14 +49,16 @@ THIRDS = ("EARLY", "MIDDLE", "LATE")
 """Groups of a list that is the only long one of its model."""
 TWO_STREAMS = ("double_blocks", "double_layers", "joint_blocks")
 """Lists of blocks whose layers of the picture are not always called so."""
-OUTPUT = re.compile(r"final_|proj_out|norm_out|head\b|last_|modF|out\b")
+OUTPUT = re.compile(
+    "(?:all_)?final_|proj_out|norm_out|scale_shift_table|last_|modF|(?:head|out)(?![a-z])"
+)
 """Modules behind the blocks of a transformer; all others outside of lists are before them."""
 
 UNET_LISTS = ("input_blocks", "middle_block", "output_blocks")
 DIFFUSERS_UNET = re.compile(
     r"(?:(?P<side>down|up)_blocks_(?P<level>\d+)_(?:attentions|resnets)_(?P<index>\d+)"
     r"|(?P<sampler_side>down|up)_blocks_(?P<sampler_level>\d+)_(?:down|up)samplers_0"
-    r"|(?P<middle>mid_block))_(?P<rest>.+)"
+    r"|(?P<middle>mid_block)_(?:attentions|resnets)_\d+)_(?P<rest>.+)"
 )
 
 ENCODERS = {"CLIP-L": "L", "CLIP-G": "G", "CLIP-H": "H", "T5": "T", "language model": "LM"}
@@ -111,11 +113,13 @@ def place_of(in_model: Place, by_name: Place | None) -> Place:
 
     Args:
         in_model: Where the weight is that it changes.
-        by_name: What its name in the file tells, which may speak of a part of a fused weight.
+        by_name: What its name in the file tells, which may speak of a third of a fused weight.
     """
-    if by_name is None or by_name.part == "other" or by_name.block != in_model.block:
+    stem, _, fused = in_model.part.rpartition(".")
+    projection = "" if by_name is None else by_name.part.rpartition(".")[2]
+    if projection not in ("q", "k", "v") or fused not in ("qkv", "kv", "linear1"):
         return in_model
-    return by_name
+    return Place(in_model.block, f"{stem or fused}.{projection}")
 
 
 def blocks_of_model(shapes: Shapes) -> BlockMap:
@@ -235,7 +239,7 @@ def _start(path: str, taken: set[str]) -> str:
 def _in_list(path: str, start: str, number: int, layer: str) -> Place:
     if start == "M":
         return Place("M00", part_of(layer))
-    part = part_of(layer, two_streams=path in TWO_STREAMS, single_stream=path.startswith("single_"))
+    part = part_of(layer, two_streams=path in TWO_STREAMS, single_stream=path == "single_blocks")
     return Place(f"{start}{number:02}", part)
 
 
@@ -323,7 +327,8 @@ def _find_list(name: str, family: Family | None) -> tuple[str, int, str] | None:
         found = re.match(rf"{spelled}_(\d+)(?:_(.+))?$", underscored)
         if found:
             return known[path], int(found[1]), found[2] or ""
-    # A list that nobody here knows.
+    if family is not None:
+        return None
     found = re.match(r"(?P<path>\D+?)[._](?P<number>\d+)[._](?P<rest>.+)", name)
     return (found["path"], int(found["number"]), found["rest"]) if found else None
 

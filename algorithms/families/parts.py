@@ -5,6 +5,7 @@ Tools call the same layer `attn1.to_q`, `self_attn.q` or `attn.w1q`; a part has 
     attn1.q  attn2.kv  attn.out  attn.qkv     attn1 is self attention, attn2 cross attention, and
                                               attn the only one there is
     mlp  mod  norm  conv  emb  proj  other
+    linear1  linear1.q  linear2               of Flux' single blocks: attention and MLP in one
     img.attn.q  txt.mlp                       in blocks of two streams
 """
 
@@ -12,7 +13,7 @@ import re
 from functools import lru_cache
 
 TEXT_STREAM = re.compile(
-    "(?:^|_)(?:txt|context_block|ff_context|add_[qkv]_proj|to_add_out|norm_added|norm1_context)_?"
+    "(?:^|_)(?:txt|context_block|ff_context|attn_add_[qkv]_proj|to_add_out|norm_added|norm1_context)_?"
 )
 IMAGE_STREAM = re.compile("(?:^|_)(?:img|x_block)_")
 AURAFLOW_TEXT = re.compile("attn_w1|mlpC|modC_")
@@ -24,8 +25,8 @@ KINDS = (
         "(?:^|_)norm[12]?(?:_context)?_linear|modulation|adaLN|scale_shift|(?:^|_)mod(?:_|[CX]|$)",
     ),
     ("norm", "norm|(?:^|_)ln_?[qk0-9]|(?:in|out)_layers_0$"),
-    ("linear1", "^linear1$|^proj_mlp$"),
-    ("linear2", "^linear2$|^proj_out$"),
+    ("linear1", "^linear1|^proj_mlp$|to_qkv_mlp_proj$|^processor_qkv"),
+    ("linear2", "^linear2$|^proj_out$|^attn_to_out|^processor_proj"),
     ("attn", "att(?:ention|n)|SelfAttention|(?:^|_)to_(?:q|k|v|out)(?:_|$)"),
     ("mlp", "(?:^|_)(?:ff|ffn|mlp[CX]?|feed_forward|fc[12]|experts?|gate)(?:_|$)|DenseReluDense"),
     ("emb", "emb_layers|time_emb"),
@@ -57,6 +58,7 @@ def part_of(layer: str, *, two_streams: bool = False, single_stream: bool = Fals
     kind = _kind(name, single_stream=single_stream)
     if kind == "attn":
         kind = _attention(name)
+        kind = kind.replace("attn.", "linear1.") if single_stream else kind
     text = TEXT_STREAM.search(name) or (two_streams and AURAFLOW_TEXT.search(name))
     if text:
         return f"txt.{kind}"

@@ -1,9 +1,12 @@
 """The blocks of models and files, each found once."""
 
+import math
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from weakref import WeakKeyDictionary
 
+from ...algorithms.adapters import Adapter
+from ...algorithms.analysis.norms import change_norm
 from ...algorithms.binding import Binding, families
 from ...algorithms.families.blocks import (
     BlockMap,
@@ -21,6 +24,7 @@ REMEMBERED = 256
 
 _of_models: WeakKeyDictionary[KeyMap, BlockMap] = WeakKeyDictionary()
 _of_files: WeakKeyDictionary[AdapterSet, BlockMap] = WeakKeyDictionary()
+_norms: WeakKeyDictionary[AdapterSet, dict[str, float | None]] = WeakKeyDictionary()
 _used: OrderedDict[str, BlockMap] = OrderedDict()
 """Name of a file -> the blocks of the model that it was used on last, by the file's module names."""
 
@@ -98,4 +102,15 @@ def blocks_in_use(adapter: str, adapter_set: AdapterSet) -> BlockMap:
 
 def energies(adapter_set: AdapterSet) -> Mapping[str, float | None]:
     """Returns the norm of the change of each module of a file; None where it is not known."""
-    return dict.fromkeys(adapter_set.adapters)
+    if adapter_set not in _norms:
+        _norms[adapter_set] = {
+            module: _norm(adapters) for module, adapters in adapter_set.adapters.items()
+        }
+    return _norms[adapter_set]
+
+
+def _norm(adapters: Sequence[Adapter]) -> float | None:
+    """Returns the norm of the changes of several adapters together, as if they had nothing in common."""
+    norms = [change_norm(adapter) for adapter in adapters]
+    known = [norm for norm in norms if norm is not None]
+    return math.hypot(*known) if len(known) == len(norms) else None
