@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 NONE = memory.NOBODY
 HOOK = "ours, hook"
+BLOCK = "ours, hook, one block slider"
 PATCH = "ours, patch"
 STOCK = "stock loader"
 BYPASS = "stock bypass loader"
@@ -64,6 +65,7 @@ def new_strength(running: prompts.Prompts, settings: Settings) -> Result:
     loaders = {
         NONE: None,
         HOOK: prompts.ours(file),
+        BLOCK: prompts.one_block(file),
         PATCH: prompts.ours(file, "patch"),
         STOCK: prompts.stock(file),
     }
@@ -71,7 +73,8 @@ def new_strength(running: prompts.Prompts, settings: Settings) -> Result:
         loaders[BYPASS] = prompts.stock(file, prompts.BYPASS)
     claims = (
         Claim(HOOK, NONE, 1.15),
-        *(Claim(name, NONE) for name in loaders if name not in (NONE, HOOK)),
+        Claim(BLOCK, HOOK, 1.05),
+        *(Claim(name, NONE) for name in loaders if name not in (NONE, HOOK, BLOCK)),
     )
     result = Result("strength", "prompt with a new strength", claims)
     result.samples = prompts.with_new_strengths(running, loaders, settings.runs)

@@ -35,12 +35,14 @@ class Prompts:
 
         Args:
             loader_class: The node that loads an adapter; None for no such node.
-            **inputs: What it gets besides the strength.
+            **inputs: What it gets; a function is given a number that is another at each prompt.
         """
         number = next(self._number)
         loaders: list[dict[str, Any]] = []
         if loader_class is not None:
-            loaders = [inputs | {"strength_model": 0.5 + number % 100 / 200}]
+            moving = 0.5 + number % 100 / 200
+            given = {name: one(moving) if callable(one) else one for name, one in inputs.items()}
+            loaders = [{"strength_model": moving, **given}]
         prompt: Prompt = text_to_latent(
             *(world.checkpoint(self.size).name, loaders),
             seed=number,
@@ -116,6 +118,11 @@ def ours(file: str, mode: str = "hook") -> dict[str, Any]:
     """Returns the pack's loader on a file."""
     inputs = {"adapter": file, "strength_clip": 0.0, "mode": mode, "rank": 0}
     return {"loader_class": "AnyAdapterLoad"} | inputs
+
+
+def one_block(file: str) -> dict[str, Any]:
+    """Returns the pack's loader on a file at strength 1, with another weight of one block."""
+    return ours(file) | {"strength_model": 1.0, "blocks": "MID:{:.3f}".format}
 
 
 def stock(file: str, loader_class: str = STOCK) -> dict[str, Any]:

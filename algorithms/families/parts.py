@@ -22,7 +22,7 @@ AURAFLOW_TEXT = re.compile("attn_w1|mlpC|modC_")
 KINDS = (
     (
         "mod",
-        "(?:^|_)norm[12]?(?:_context)?_linear|modulation|adaLN|scale_shift|(?:^|_)mod(?:_|[CX]|$)",
+        "(?:^|_)norm(?:[12]|_out)?(?:_context)?_linear|modulation|adaLN|scale_shift|(?:^|_)mod(?:_|[CX]|$)",
     ),
     ("norm", "norm|(?:^|_)ln_?[qk0-9]|(?:in|out)_layers_0$"),
     ("linear1", "^linear1|^proj_mlp$|to_qkv_mlp_proj$|^processor_qkv"),

@@ -412,6 +412,29 @@ def test_another_strength_plans_nothing_and_copies_nothing(
     assert not torch.equal(first, second)
 
 
+def test_another_weight_of_a_block_plans_and_patches_nothing(
+    base: ModelPatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[object] = []
+    original = LayerPlan.__init__
+
+    def counted(self: LayerPlan, *args: Any) -> None:
+        made.append(self)
+        original(self, *args)
+
+    monkeypatch.setattr(LayerPlan, "__init__", counted)
+    uuid = base.patches_uuid
+    results: list[Tensor] = []
+    for factor in (0.5, 0.0, 1.0):
+        patcher = hooked(base, 0.8, replace(FIRST, factor=factor), SECOND)
+        assert patcher.patches_uuid == uuid
+        results.append(loaded(patcher))
+    assert len(made) == 2
+    assert torch.equal(results[1], loaded(hooked(base, 0.8, SECOND)))
+    assert torch.equal(results[2], loaded(hooked(base, 0.8, FIRST, SECOND)))
+    assert not torch.equal(results[0], results[2])
+
+
 def test_another_strength_plans_nothing_in_a_row_of_many_loaders(
     base: ModelPatcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
