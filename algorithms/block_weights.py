@@ -258,9 +258,8 @@ class PlacedWeights:
             else:
                 named = zip(group.blocks, values, strict=True)
                 items += [f"{block}:{value:g}" for block, value in named if value != 1]
-        parts = {
-            place: self.of_part(place.block, place.part) for place in self.blocks.places.values()
-        }
+        places = dict.fromkeys(self.blocks.places.values())
+        parts = {place: self.of_part(place.block, place.part) for place in places}
         items += [
             f"{place.block}.{place.part}:{value:g}"
             for place, value in parts.items()
