@@ -57,5 +57,21 @@ class BlockWeightsError(AdapterError):
     """The text of block weights says nothing that can be understood, or nothing of this model."""
 
 
+class PresetError(AdapterError):
+    """A preset of block weights has a name or a text that cannot be kept."""
+
+
+class PresetTakenError(PresetError):
+    """There is a preset of that name already."""
+
+
+class PresetMissingError(PresetError):
+    """There is no preset of that name."""
+
+
+class StorageError(AdapterError):
+    """What the pack keeps for the user cannot be read or written."""
+
+
 class RequestError(AdapterError):
     """A request over HTTP lacks a value, or has one that means nothing."""

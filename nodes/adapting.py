@@ -22,6 +22,7 @@ from .host.embeddings import offer
 from .host.files import load_adapter
 from .host.keymaps import diffusion_model_key_map, text_encoder_key_map
 from .host.memory import AUTOMATIC
+from .host.preset_files import preset_text
 
 MODEL = "diffusion model"
 CLIP = "text encoder"
@@ -81,7 +82,7 @@ def adapt(wish: Wish, model: Any, clip: Any) -> Adapted:
         MODEL: Dial(wish.strength_model, wish.adapter, wish.schedule, wish.on_request),
         CLIP: Dial(wish.strength_clip, wish.adapter),
     }
-    weights = BlockWeights.parse(wish.blocks) if wish.blocks.strip() else None
+    weights = BlockWeights.parse(wish.blocks, preset_text) if wish.blocks.strip() else None
     connected = [name for name, part in parts.items() if part is not None]
     if not connected:
         raise AdapterError("There is nothing to adapt: connect a model or a CLIP.")

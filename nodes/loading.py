@@ -12,6 +12,7 @@ from .host.applying import Mode
 from .host.files import adapter_names, adapter_state
 from .host.memory import AUTOMATIC
 from .host.messages import show_text
+from .host.preset_files import own_texts
 from .schema import advanced
 from .sockets import ScheduleSocket
 
@@ -142,12 +143,12 @@ class LoadAdapter(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(
-        cls, adapter: str, strength_model: float, strength_clip: float, **_: Any
+        cls, adapter: str, strength_model: float, strength_clip: float, blocks: str = "", **_: Any
     ) -> str:
-        """Returns what changes when the file does, so that a new file is taken up."""
+        """Returns what changes when the file or a preset in `blocks` does, so that it is taken up."""
         if strength_model == 0 and strength_clip == 0:
             return ""
-        return str(adapter_state(adapter))
+        return str((adapter_state(adapter), *own_texts(blocks or "")))
 
     @classmethod
     def execute(

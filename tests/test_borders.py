@@ -22,6 +22,7 @@ OWN_PARTS = {
     "binding": {"adapters", "keymap", "families", "formats", "errors"},
     "block_lists": {"errors", "families"},
     "block_weights": {"binding", "block_lists", "errors", "families"},
+    "presets": {"errors", "families"},
     "schedule": {"errors"},
     "report": {"adapters", "errors", "families", "formats"},
 }

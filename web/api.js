@@ -20,6 +20,79 @@ export async function scheduleCurve(widgets) {
 }
 
 /**
+ * @typedef {object} Preset
+ * @property {string} name
+ * @property {string} text Block weights.
+ * @property {boolean} own Whether it is the user's, who may delete it.
+ */
+
+/**
+ * Returns the presets of block weights: those of the pack that mean something for a file, or all of
+ * them, and the user's. An error says why the user's cannot be read.
+ *
+ * @param {string} [adapter] Name of the file.
+ * @returns {Promise<{presets: Preset[], error?: string}>}
+ */
+export async function presets(adapter = "") {
+  return await get("presets", { adapter });
+}
+
+/**
+ * Saves a preset of the user's and returns its name as it is stored; throws an error with the status
+ * 409 if there is one of that name and it is not to be replaced.
+ *
+ * @param {string} name
+ * @param {string} text Block weights.
+ * @param {boolean} [replace]
+ * @returns {Promise<{name: string}>}
+ */
+export async function savePreset(name, text, replace = false) {
+  return await send("POST", "presets", { name, text, replace });
+}
+
+/**
+ * Deletes a preset of the user's.
+ *
+ * @param {string} name
+ */
+export async function deletePreset(name) {
+  await send("DELETE", `presets?${new URLSearchParams({ name })}`);
+}
+
+/**
+ * Returns all presets of the user's as the text of a file.
+ *
+ * @returns {Promise<string>}
+ */
+export async function exportPresets() {
+  return JSON.stringify(await get("presets/export"), null, 2);
+}
+
+/**
+ * Saves the presets of a file, of ours or of those that other tools have, and returns the names of
+ * those that were saved, of those that were there before with other weights, and why others were not.
+ *
+ * @param {string} text
+ * @param {boolean} [replace] Whether to take the place of those that are there.
+ * @returns {Promise<{taken: string[], already: string[], refused: string[]}>}
+ */
+export async function importPresets(text, replace = false) {
+  return await send("POST", "presets/import", { text, replace });
+}
+
+/** What the server refused, with the status it gave. */
+export class RefusedError extends Error {
+  /**
+   * @param {string} message
+   * @param {number} status
+   */
+  constructor(message, status) {
+    super(message);
+    this.status = status;
+  }
+}
+
+/**
  * Asks a route and returns its JSON; throws the sentence that says what is wrong.
  *
  * @param {string} route Below `/anyadapter/`.
@@ -29,12 +102,27 @@ async function get(route, query = {}) {
   return await content(await api.fetchApi(`/anyadapter/${route}?${new URLSearchParams(query)}`));
 }
 
+/**
+ * Sends something to a route and returns its JSON; throws the sentence that says what is wrong.
+ *
+ * @param {"POST" | "DELETE"} method
+ * @param {string} route Below `/anyadapter/`.
+ * @param {object} [body]
+ */
+async function send(method, route, body) {
+  const sent = body && {
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify(body),
+  };
+  return await content(await api.fetchApi(`/anyadapter/${route}`, { method, ...sent }));
+}
+
 /** @param {Response} answer */
 async function content(answer) {
   if (answer.headers.get("Content-Type")?.startsWith("application/json") !== true) {
     throw new Error(`The server cannot do this: ${answer.status} ${answer.statusText}`);
   }
   const found = await answer.json();
-  if (!answer.ok) throw new Error(found.error);
+  if (!answer.ok) throw new RefusedError(found.error, answer.status);
   return found;
 }

@@ -4,10 +4,11 @@ Anyone on the network may ask: a name from outside is looked up and never joined
 nothing, and what is wrong is answered as `{"error": sentence}` with a status code.
 """
 
-from . import blocks, schedule
+from . import blocks, presets, schedule
 
 
 def register_routes() -> None:
     """Makes the host's server answer our routes."""
     blocks.register()
+    presets.register()
     schedule.register()

@@ -12,6 +12,7 @@ from ...algorithms.block_weights import BlockWeights
 from ...algorithms.families.blocks import BlockMap
 from ..host.blocks import blocks_in_use, energies
 from ..host.files import load_adapter
+from ..host.preset_files import preset_text
 from ..host.web import on
 from .answers import as_json, number, text
 
@@ -86,7 +87,7 @@ def _weights(query: Mapping[str, str]) -> dict[str, Any]:
     adapter = text(query, "adapter")
     found: BlockMap = blocks_in_use(adapter, load_adapter(adapter))
     seed = int(number(query, "seed")) if "seed" in query else 0
-    placed = BlockWeights.parse(text(query, "text")).on(found, seed)
+    placed = BlockWeights.parse(text(query, "text"), preset_text).on(found, seed)
     parts: dict[str, float] = {}
     for place in sorted(set(found.places.values()), key=lambda one: (one.block, one.part)):
         weight = placed.of_part(place.block, place.part)

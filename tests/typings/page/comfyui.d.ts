@@ -45,5 +45,5 @@ declare module "*/scripts/app.js" {
 }
 
 declare module "*/scripts/api.js" {
-  export const api: { fetchApi(route: string): Promise<Response> };
+  export const api: { fetchApi(route: string, options?: RequestInit): Promise<Response> };
 }
