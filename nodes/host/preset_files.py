@@ -79,13 +79,16 @@ def own_presets() -> Presets:
 def preset_text(name: str) -> str | None:
     """Returns the text of a preset that comes with the pack or is the user's, or None.
 
+    It names no other preset.
+
     Raises:
         StorageError: It does not come with the pack, and the user's cannot be read.
     """
     preset = find(name)
     if preset is not None:
         return preset.text
-    return own_presets().get(_stored(name))
+    text = own_presets().get(_stored(name))
+    return None if text is None else _without_names(text)
 
 
 def own_texts(text: str) -> list[str]:
@@ -242,6 +245,12 @@ def _checked_text(text: str) -> str:
 def _stored(name: str) -> str:
     """Returns a name as it is stored, whether it may be one or not."""
     return unicodedata.normalize("NFC", name).strip()
+
+
+def _without_names(text: str) -> str:
+    """Returns a text with those of the pack's presets in the place of their names."""
+    pieces = re.split(r"[,\n]", text)
+    return ",".join(piece if ":" in piece else _built_in(piece) or piece for piece in pieces)
 
 
 def _built_in(name: str) -> str | None:

@@ -124,6 +124,11 @@ def test_a_preset_is_found_by_its_name():
     assert preset_text("nobody") is None
 
 
+def test_the_text_of_a_preset_names_no_other():
+    save_preset("soft", "outall, IN04:0.5\n1")
+    assert preset_text("soft") == "IN:0, MID:0, IN04:0.5,1"
+
+
 def test_the_users_presets_in_a_text_are_known():
     save_preset("soft", "OUT:0.5")
     assert own_texts("MIDD, soft\n hard, IN04:0.5, soft:1") == ["OUT:0.5"]

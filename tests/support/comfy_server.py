@@ -12,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
+from email.message import Message
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -169,6 +170,29 @@ class ComfyServer:
             return 200, self._request("GET", route)
         except urllib.error.HTTPError as error:
             return error.code, json.loads(error.read())
+
+    def send(
+        self,
+        method: Literal["POST", "DELETE", "OPTIONS"],
+        route: str,
+        content: bytes | None = None,
+        **headers: str,
+    ) -> tuple[int, bytes, Message]:
+        """Returns status, content and headers that a route answers with; JSON is sent by default.
+
+        Args:
+            headers: With `_` for `-` in their names.
+        """
+        named = {"Content-Type": "application/json"}
+        named |= {name.replace("_", "-"): value for name, value in headers.items()}
+        request = urllib.request.Request(
+            self.url + route, data=content, headers=named, method=method
+        )
+        try:
+            with _OPENER.open(request, timeout=ANSWER_WITHIN_SECONDS) as response:
+                return response.status, response.read(), response.headers
+        except urllib.error.HTTPError as error:
+            return error.code, error.read(), error.headers
 
     def log(self) -> str:
         """Returns everything that the server has printed."""
