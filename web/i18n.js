@@ -14,7 +14,10 @@ export async function loadWords() {
   try {
     const language = String(app.extensionManager.setting.get("Comfy.Locale") ?? "en");
     const answer = await api.fetchApi("/i18n");
-    words = (await answer.json())[language]?.anyadapter ?? {};
+    const languages = await answer.json();
+    // For `zh-TW` those of `zh`, if it has none of its own.
+    const known = [language, language.split("-")[0] ?? ""].find((one) => languages[one]?.anyadapter);
+    words = known ? languages[known].anyadapter : {};
   } catch {
     words = {}; // English then
   }

@@ -5,6 +5,7 @@
 
 import { scheduleCurve } from "./api.js";
 import { debounced, followedBy, zoomCanvas } from "./dom.js";
+import { t } from "./i18n.js";
 
 /** @import { Curve } from "./api.js" */
 
@@ -45,7 +46,11 @@ export function addSchedulePlot(node) {
   const update = debounced(async (isLatest) => {
     const linked = node.inputs.find((input) => input.widget && input.link != null);
     if (linked) {
-      plot.show(`${linked.name} comes from another node, so the curve is known when it runs.`);
+      plot.show(
+        t("schedule_linked", "{input} comes from another node, so the curve is known when it runs.", {
+          input: linked.label ?? linked.name,
+        }),
+      );
       return;
     }
     try {

@@ -10,6 +10,8 @@ declare module "comfyui" {
 
   interface Input {
     name: string;
+    /** The name in the language of the page. */
+    label?: string;
     link: number | null;
     widget?: { name: string };
   }
