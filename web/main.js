@@ -1,13 +1,17 @@
 // Tells the page about the pack; the only module with a side effect.
 
 import { app } from "../../scripts/app.js";
-import { loadWords } from "./i18n.js";
+import { loadWords, translateDefinition, translateNode } from "./i18n.js";
 import { addSchedulePlot } from "./schedule_plot.js";
 
 app.registerExtension({
   name: "anyadapter",
   init: loadWords,
+  beforeRegisterNodeDef(_, definition) {
+    if (definition.name.startsWith("AnyAdapter")) translateDefinition(definition);
+  },
   nodeCreated(node) {
+    if (node.comfyClass?.startsWith("AnyAdapter")) translateNode(node);
     if (node.comfyClass === "AnyAdapterSchedule") addSchedulePlot(node);
   },
 });

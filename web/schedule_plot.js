@@ -48,7 +48,7 @@ export function addSchedulePlot(node) {
     if (linked) {
       plot.show(
         t("schedule_linked", "{input} comes from another node, so the curve is known when it runs.", {
-          input: linked.label ?? linked.name,
+          input: linked.localized_name ?? linked.name,
         }),
       );
       return;

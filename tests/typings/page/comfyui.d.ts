@@ -3,6 +3,7 @@
 declare module "comfyui" {
   interface Widget {
     name: string;
+    label?: string;
     value: unknown;
     serialize?: boolean;
     callback?: ((...values: any[]) => any) | undefined;
@@ -10,16 +11,29 @@ declare module "comfyui" {
 
   interface Input {
     name: string;
-    /** The name in the language of the page. */
-    label?: string;
+    localized_name?: string;
     link: number | null;
     widget?: { name: string };
+  }
+
+  interface Output {
+    name: string;
+    localized_name?: string;
+  }
+
+  interface NodeDefinition {
+    name: string;
+    display_name: string;
+    description: string;
+    input?: Partial<Record<"required" | "optional", Record<string, [unknown, { tooltip?: string }?]>>>;
+    output_tooltips?: (string | undefined)[];
   }
 
   interface Node {
     comfyClass?: string;
     widgets: Widget[];
     inputs: Input[];
+    outputs: Output[];
     onConfigure?: ((...values: any[]) => any) | undefined;
     onConnectionsChange?: ((...values: any[]) => any) | undefined;
     onRemoved?: ((...values: any[]) => any) | undefined;
@@ -34,6 +48,7 @@ declare module "comfyui" {
   interface Extension {
     name: string;
     init?(): void | Promise<void>;
+    beforeRegisterNodeDef?(nodeType: unknown, definition: NodeDefinition): void;
     nodeCreated?(node: Node): void;
   }
 }
