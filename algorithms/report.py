@@ -61,14 +61,29 @@ def report(
 
 def methods(adapter_set: AdapterSet) -> str:
     """Returns the methods of a file with their ranks, for example `LoRA-C3Lier, rank 4 to 16`."""
-    everything = [one for several in adapter_set.adapters.values() for one in several]
+    ranks = rank_span(adapter_set)
+    return f"{method_names(adapter_set)}, rank {ranks}" if ranks else method_names(adapter_set)
+
+
+def method_names(adapter_set: AdapterSet) -> str:
+    """Returns the methods of a file, for example `LoRA-LierLa, IA3`."""
+    everything = _everything(adapter_set)
     found = dict.fromkeys(adapter.label for adapter in everything)
-    names = [_method_name(name, everything, adapter_set.metadata.training) for name in found]
-    ranks = sorted({adapter.rank for adapter in everything if adapter.rank is not None})
-    if not ranks:
-        return ", ".join(names)
-    span = f"{ranks[0]}" if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
-    return f"{', '.join(names)}, rank {span}"
+    training = adapter_set.metadata.training
+    return ", ".join(_method_name(name, everything, training) for name in found)
+
+
+def rank_span(adapter_set: AdapterSet) -> str:
+    """Returns the ranks of a file, for example `4 to 16`; empty where no method has one."""
+    found = {one.rank for one in _everything(adapter_set) if one.rank is not None}
+    if not found:
+        return ""
+    least, most = min(found), max(found)
+    return f"{least}" if least == most else f"{least} to {most}"
+
+
+def _everything(adapter_set: AdapterSet) -> list[Adapter]:
+    return [one for several in adapter_set.adapters.values() for one in several]
 
 
 def _method_name(name: str, adapters: Sequence[Adapter], training: str | None) -> str:

@@ -6,10 +6,11 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..algorithms.errors import FileError
 from ..algorithms.schedule import Schedule
 from .adapting import Wish, adapt
 from .host.applying import Mode
-from .host.files import adapter_names, adapter_state
+from .host.files import adapter_names, adapter_path, adapter_state
 from .host.memory import AUTOMATIC
 from .host.messages import show_text
 from .host.preset_files import own_texts
@@ -140,6 +141,20 @@ class LoadAdapter(io.ComfyNode):
             ],
             hidden=[io.Hidden.unique_id],
         )
+
+    @classmethod
+    def validate_inputs(cls, adapter: str | None = None) -> bool | str:
+        """Returns why the host must refuse a prompt, before it runs: the file is gone.
+
+        Args:
+            adapter: None where it comes from another node, and is known only when that has run.
+        """
+        try:
+            if adapter is not None:
+                adapter_path(adapter)
+        except FileError as error:
+            return str(error)
+        return True
 
     @classmethod
     def fingerprint_inputs(

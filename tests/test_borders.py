@@ -25,6 +25,7 @@ OWN_PARTS = {
     "presets": {"errors", "families"},
     "schedule": {"errors"},
     "report": {"adapters", "errors", "families", "formats"},
+    "facts": {"adapters", "binding", "families", "formats", "report"},
 }
 FOREIGN = {"torch", "safetensors", "jaxtyping"}
 """What `algorithms` may import besides the standard library (jaxtyping is optional)."""

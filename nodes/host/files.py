@@ -37,7 +37,9 @@ def adapter_path(name: str) -> Path:
     """
     parts = name.replace("\\", "/").split("/")
     outside = ".." in parts or "" in parts or ":" in parts[0]
-    path = None if outside else folder_paths.get_full_path(FOLDER, name)
+    spellings = [] if outside else [name, "/".join(parts)]  # a workflow may come from Windows
+    found = (folder_paths.get_full_path(FOLDER, spelled) for spelled in spellings)
+    path = next(filter(None, found), None)
     if path is None:
         raise FileError(
             f"{name} is not in the LoRA folders (any more). Refresh the list and choose again."

@@ -4,11 +4,12 @@ Anyone on the network may ask: a name from outside is looked up and never joined
 nothing, and what is wrong is answered as `{"error": sentence}` with a status code.
 """
 
-from . import blocks, presets, schedule
+from . import blocks, library, presets, schedule
 
 
 def register_routes() -> None:
     """Makes the host's server answer our routes."""
     blocks.register()
+    library.register()
     presets.register()
     schedule.register()
