@@ -93,6 +93,74 @@ export class RefusedError extends Error {
 }
 
 /**
+ * @typedef {object} Adapter A file in the list.
+ * @property {string} name As the host lists it.
+ * @property {number} size In bytes.
+ * @property {number} modified Seconds since 1970.
+ * @property {string | null} method
+ * @property {string} rank
+ * @property {string | null} family
+ * @property {string} base_model
+ * @property {boolean} preview Whether there is a picture.
+ * @property {string} error Why it is no adapter.
+ * @property {boolean} read Whether the server knows more than that it is there.
+ */
+
+/**
+ * @typedef {object} About What there is to know about one file.
+ * @property {Description} description
+ * @property {number} layers_model
+ * @property {number} layers_text_encoders
+ * @property {number} unclaimed Tensors that no method understands.
+ * @property {string[]} notes
+ * @property {Record<string, string>} metadata
+ */
+
+/**
+ * @typedef {object} Description What was written about a file; empty where nothing was.
+ * @property {string} base_model
+ * @property {string} architecture
+ * @property {string} title
+ * @property {string} author
+ * @property {string} license
+ * @property {string} text
+ * @property {string} usage_hint
+ * @property {string} date
+ * @property {string} resolution
+ * @property {Record<string, string>} training
+ * @property {{ text: string, source: "metadata" | "beside" | "folder" }[]} trigger_words
+ * @property {[tag: string, count: number][]} tags
+ */
+
+/**
+ * Returns all adapter files, and how many of them the server still has to read.
+ *
+ * @returns {Promise<{ adapters: Adapter[], pending: number }>}
+ */
+export async function adapters() {
+  return await get("adapters");
+}
+
+/**
+ * Returns all about one adapter file; throws why there is none.
+ *
+ * @param {string} name
+ * @returns {Promise<Adapter & About>}
+ */
+export async function adapter(name) {
+  return await get("adapter", { name });
+}
+
+/**
+ * Returns the address of the picture of an adapter file.
+ *
+ * @param {string} name
+ */
+export function preview(name) {
+  return api.apiURL(`/anyadapter/preview?${new URLSearchParams({ name })}`);
+}
+
+/**
  * Asks a route and returns its JSON; throws the sentence that says what is wrong.
  *
  * @param {string} route Below `/anyadapter/`.

@@ -79,3 +79,24 @@ export function debounced(action, waitMs) {
     timer = setTimeout(() => action(() => call === calls), waitMs);
   };
 }
+
+/**
+ * Puts a text on the clipboard, also where the page came over HTTP from another machine and browsers
+ * do not offer it.
+ *
+ * @param {string} text
+ */
+export async function copyText(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {
+    const focused = document.activeElement;
+    const field = element("textarea", { style: "position: fixed; opacity: 0;" });
+    field.value = text;
+    (document.querySelector("dialog[open]") ?? document.body).append(field);
+    field.select();
+    document.execCommand("copy");
+    field.remove();
+    if (focused instanceof HTMLElement) focused.focus();
+  }
+}

@@ -1,6 +1,7 @@
 // Tells the page about the pack; the only module with a side effect.
 
 import { app } from "../../scripts/app.js";
+import { adapterMenuItems, addAdapterBrowser } from "./adapter_browse.js";
 import { loadWords, translateDefinition, translateNode } from "./i18n.js";
 import { addSchedulePlot } from "./schedule_plot.js";
 
@@ -13,5 +14,9 @@ app.registerExtension({
   nodeCreated(node) {
     if (node.comfyClass?.startsWith("AnyAdapter")) translateNode(node);
     if (node.comfyClass === "AnyAdapterSchedule") addSchedulePlot(node);
+    if (node.comfyClass === "AnyAdapterLoad") addAdapterBrowser(node);
+  },
+  getNodeMenuItems(node) {
+    return node.comfyClass === "AnyAdapterLoad" ? adapterMenuItems(node) : [];
   },
 });

@@ -6,6 +6,7 @@ declare module "comfyui" {
     label?: string;
     value: unknown;
     serialize?: boolean;
+    options?: { values?: string[] | (() => string[]) };
     callback?: ((...values: any[]) => any) | undefined;
   }
 
@@ -37,16 +38,32 @@ declare module "comfyui" {
     onConfigure?: ((...values: any[]) => any) | undefined;
     onConnectionsChange?: ((...values: any[]) => any) | undefined;
     onRemoved?: ((...values: any[]) => any) | undefined;
+    onSerialize?: ((stored: { widgets_values?: unknown[] }) => void) | undefined;
+    onWidgetChanged?:
+      | ((name: string, value: unknown, before: unknown, widget: Widget) => void)
+      | undefined;
+    refreshComboInNode?: ((...values: any[]) => any) | undefined;
     addDOMWidget(
       name: string,
       type: string,
       element: HTMLElement,
-      options: { serialize?: boolean; getMinHeight?: () => number },
+      options: {
+        serialize?: boolean;
+        getMinHeight?: () => number;
+        getMaxHeight?: () => number;
+        margin?: number;
+      },
     ): Widget;
+  }
+
+  interface MenuItem {
+    content: string;
+    callback: () => void;
   }
 
   interface Extension {
     name: string;
+    getNodeMenuItems?(node: Node): MenuItem[];
     init?(): void | Promise<void>;
     beforeRegisterNodeDef?(nodeType: unknown, definition: NodeDefinition): void;
     nodeCreated?(node: Node): void;
@@ -55,12 +72,20 @@ declare module "comfyui" {
 
 declare module "*/scripts/app.js" {
   export const app: {
-    canvas: { processMouseWheel(event: WheelEvent): void };
+    canvas: {
+      processMouseWheel(event: WheelEvent): void;
+      emitBeforeChange(): void;
+      emitAfterChange(): void;
+      setDirty(foreground: boolean, background: boolean): void;
+    };
     extensionManager: { setting: { get(name: string): unknown } };
     registerExtension(extension: import("comfyui").Extension): void;
   };
 }
 
 declare module "*/scripts/api.js" {
-  export const api: { fetchApi(route: string, options?: RequestInit): Promise<Response> };
+  export const api: {
+    fetchApi(route: string, options?: RequestInit): Promise<Response>;
+    apiURL(route: string): string;
+  };
 }
