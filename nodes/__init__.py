@@ -3,11 +3,20 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .conditioning import AdapterForConditioning
+from .inspecting import InspectAdapter
 from .loading import LoadAdapter
 from .routes import register_routes
 from .scheduling import AdapterSchedule
+from .sweeping import BlockSweep, LabelGrid
 
-NODES: list[type[io.ComfyNode]] = [LoadAdapter, AdapterSchedule, AdapterForConditioning]
+NODES: list[type[io.ComfyNode]] = [
+    LoadAdapter,
+    AdapterSchedule,
+    AdapterForConditioning,
+    InspectAdapter,
+    BlockSweep,
+    LabelGrid,
+]
 
 register_routes()
 

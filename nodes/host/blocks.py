@@ -2,7 +2,7 @@
 
 import math
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from weakref import WeakKeyDictionary
 
 from ...algorithms.adapters import Adapter
@@ -66,6 +66,25 @@ def all_blocks(
     return whole
 
 
+def places_of(
+    adapter_set: AdapterSet, blocks: BlockMap, bindings: Iterable[Binding]
+) -> dict[str, Place]:
+    """Returns where the layers of a file lie: by their names, and exactly where a model has them.
+
+    Args:
+        adapter_set: The file.
+        blocks: Those of the models.
+        bindings: Its places there.
+    """
+    named = file_blocks(adapter_set).places
+    places: dict[str, Place] = dict(named)
+    for binding in bindings:
+        for item in binding.bound:
+            exact = blocks.places[item.target.weight]
+            places[item.module] = place_of(exact, named.get(item.module))
+    return places
+
+
 def remember_use(
     adapter: str, adapter_set: AdapterSet, blocks: BlockMap, bindings: Mapping[str, Binding]
 ) -> None:
@@ -77,12 +96,7 @@ def remember_use(
         blocks: Those of the models that it was put on.
         bindings: Its places there.
     """
-    named = file_blocks(adapter_set).places
-    places: dict[str, Place] = dict(named)
-    for binding in bindings.values():
-        for item in binding.bound:
-            exact = blocks.places[item.target.weight]
-            places[item.module] = place_of(exact, named.get(item.module))
+    places = places_of(adapter_set, blocks, bindings.values())
     _used.pop(adapter, None)
     _used[adapter] = BlockMap(blocks.groups, places)
     while len(_used) > REMEMBERED:

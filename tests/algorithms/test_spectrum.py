@@ -6,11 +6,14 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from adapter_cases import ADAPTER_CASES, AdapterCase, random
-from anyadapter.algorithms.adapters.forms import Form, Kronecker, Product, Whole
+from anyadapter.algorithms.adapters.diff import Diff
+from anyadapter.algorithms.adapters.forms import Kronecker, Product, Whole
 from anyadapter.algorithms.adapters.loha import Loha
 from anyadapter.algorithms.adapters.lora import Lora
+from anyadapter.algorithms.analysis.inspection import Change, Site, measured, spectra_of
 from anyadapter.algorithms.analysis.norms import form_on
-from anyadapter.algorithms.analysis.spectrum import Spectrum, spectra
+from anyadapter.algorithms.analysis.spectrum import Spectrum, Spread, spread_of
+from anyadapter.algorithms.families.blocks import Place
 from layer_cases import LayerCase
 
 PAIRS = [
@@ -78,17 +81,34 @@ def test_an_adapter_of_rank_one_is_of_one_direction() -> None:
     assert Spectrum(form.singular_values()).effective_rank == pytest.approx(1)
 
 
-def forms_of_sizes(*sizes: float) -> tuple[dict[str, Form], dict[str, float]]:
-    forms: dict[str, Form] = {f"{size}": Whole(torch.eye(4) * size) for size in sizes}
-    return forms, {name: form.norm() for name, form in forms.items()}
+def change_of(size: float) -> Change:
+    site = Site(f"{size}", Diff(torch.eye(4) * size), Place("IN00", "mlp"))
+    (change,) = measured([site])
+    return change
 
 
 def test_the_largest_changes_come_first_while_there_is_time() -> None:
-    forms, norms = forms_of_sizes(1.0, 4.0, 2.0, 3.0)
-    each = next(iter(forms.values())).work
-    assert list(spectra(forms, norms, budget=2 * each)) == ["4.0", "3.0"]
-    assert list(spectra(forms, norms, budget=0)) == ["4.0"]
-    assert list(spectra(forms, norms)) == ["4.0", "3.0", "2.0", "1.0"]
+    changes = [change_of(size) for size in (1.0, 4.0, 2.0, 3.0)]
+    each = Whole(torch.eye(4)).work
+
+    def looked_at(budget: int) -> list[str]:
+        return [change.site.module for change, _ in spectra_of(changes, budget)]
+
+    assert looked_at(2 * each) == ["4.0", "3.0"]
+    assert looked_at(0) == ["4.0"]
+    assert looked_at(4 * each) == ["4.0", "3.0", "2.0", "1.0"]
+
+
+def test_the_spread_is_that_of_all_layers_and_never_rises() -> None:
+    found = [Spectrum(torch.tensor(values)) for values in ([4.0, 2.0, 1.0], [2.0, 2.0], [8.0])]
+    spread = spread_of([*found, Spectrum(torch.zeros(9))])
+    assert spread.median == (1.0, 0.5, 0.0)
+    assert spread.lower == (1.0, 0.25, 0.0)
+    assert spread.upper == (1.0, 0.75, 0.125)
+
+
+def test_a_spread_of_nothing_is_empty() -> None:
+    assert spread_of([Spectrum(torch.zeros(3))]) == spread_of([]) == Spread((), (), ())
 
 
 def test_a_product_of_low_rank_costs_less_than_the_whole() -> None:
