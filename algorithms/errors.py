@@ -73,5 +73,9 @@ class StorageError(AdapterError):
     """What the pack keeps for the user cannot be read or written."""
 
 
+class StackError(AdapterError):
+    """A line of a stack is no row, or a row cannot be written as a line."""
+
+
 class RequestError(AdapterError):
     """A request over HTTP lacks a value, or has one that means nothing."""

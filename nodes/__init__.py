@@ -7,10 +7,12 @@ from .inspecting import InspectAdapter
 from .loading import LoadAdapter
 from .routes import register_routes
 from .scheduling import AdapterSchedule
+from .stacking import AdapterStack
 from .sweeping import BlockSweep, LabelGrid
 
 NODES: list[type[io.ComfyNode]] = [
     LoadAdapter,
+    AdapterStack,
     AdapterSchedule,
     AdapterForConditioning,
     InspectAdapter,

@@ -14,3 +14,13 @@ def advanced(value: Input) -> Input:
     """
     value.extra_dict = {**value.extra_dict, "advanced": True}
     return value
+
+
+def drawn_by_page(widget: str, value: Input) -> Input:
+    """Lets the page draw an input with a widget of ours, by its name there.
+
+    ComfyUI's own keyword for it would also change the type of the input, so that no text could be
+    connected.
+    """
+    value.extra_dict = {**value.extra_dict, "widgetType": widget}
+    return value

@@ -26,6 +26,7 @@ OWN_PARTS = {
     "block_sweep": {"block_weights", "errors", "families"},
     "schedule": {"errors"},
     "inspection_report": {"adapters", "analysis", "errors", "families", "formats", "report"},
+    "stack": {"errors"},
     "report": {"adapters", "errors", "families", "formats"},
     "facts": {"adapters", "binding", "families", "formats", "report"},
 }

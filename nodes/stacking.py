@@ -1,0 +1,196 @@
+"""Adapter Stack: puts the adapters of many files on a model and its text encoders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..algorithms.errors import AdapterError, FileError, listed
+from ..algorithms.formats.metadata import trigger_words
+from ..algorithms.formats.read import read_header
+from ..algorithms.schedule import Schedule
+from ..algorithms.stack import Row, find_adapter, parse_stack, rows_of
+from .adapting import Wish, adapt
+from .host.applying import Mode
+from .host.files import adapter_names, adapter_path, adapter_state
+from .host.memory import AUTOMATIC
+from .host.messages import show_text
+from .schema import advanced, drawn_by_page
+from .sockets import LoraStackSocket
+
+NOTHING_TO_ADAPT = "No model or CLIP is connected: only the LORA_STACK was made."
+
+
+class AdapterStack(io.ComfyNode):
+    """Applies any number of adapter files, each with strengths, blocks and steps of its own."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Returns inputs and outputs; widgets are only ever appended."""
+        return io.Schema(
+            node_id="AnyAdapterStack",
+            display_name="Adapter Stack",
+            category="Any Adapter",
+            description=(
+                "Applies many LoRA-like adapters of any kind at once. They add up, in any order; "
+                "each can be switched off, and has strengths, weights of blocks and a range of "
+                "steps of its own."
+            ),
+            inputs=[
+                io.Model.Input("model", optional=True, tooltip="The diffusion model to adapt."),
+                io.Clip.Input("clip", optional=True, tooltip="The text encoders to adapt."),
+                drawn_by_page(
+                    "ANYADAPTER_STACK",
+                    io.String.Input(
+                        "adapters",
+                        default="",
+                        multiline=True,
+                        tooltip="One adapter to a line: NAME | 0.8, and behind it, each after "
+                        "a |, what else is wanted: clip 0.5, blocks IN:0.5, steps 0-0.6, seed 7, "
+                        "off. A line with # in front is skipped.",
+                    ),
+                ),
+                LoraStackSocket.Input(
+                    "lora_stack",
+                    optional=True,
+                    tooltip="Adapters from a stack of this or another pack, applied beside these.",
+                ),
+                advanced(
+                    io.Combo.Input(
+                        "mode",
+                        options=["hook", "patch"],
+                        default="hook",
+                        tooltip="hook computes the changes beside each layer and leaves the weights "
+                        "alone, so another strength costs nothing. patch changes the weights as "
+                        "ComfyUI's own loader does, for saving or compiling the model.",
+                    )
+                ),
+                advanced(
+                    io.Int.Input(
+                        "memory_mb",
+                        default=AUTOMATIC,
+                        min=AUTOMATIC,
+                        max=1 << 20,
+                        optional=True,
+                        tooltip="Memory for weights that hooks have built, so as not to build them "
+                        "at each step. -1 takes a twentieth of what is free; 0 keeps none.",
+                    )
+                ),
+            ],
+            outputs=[
+                io.Model.Output(),
+                io.Clip.Output(),
+                LoraStackSocket.Output(
+                    display_name="LORA_STACK",
+                    tooltip="The adapters that came in and those that are on here, for the nodes "
+                    "of other packs: names and strengths.",
+                ),
+                io.String.Output(
+                    display_name="trigger_words",
+                    tooltip="The words that the files were trained to answer to, as their metadata "
+                    "say.",
+                ),
+                io.String.Output(
+                    display_name="report",
+                    tooltip="What each file is, what of it was applied, and what was not.",
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def validate_inputs(cls, adapters: str | None) -> bool | str:
+        """Returns what is wrong with the text, so that nothing runs before it is mended."""
+        try:
+            _own_rows(adapters or "")  # None: it comes from another node, when that has run
+        except AdapterError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, adapters: str | None, **_: Any) -> str:
+        """Returns what changes when one of the files does, so that a new file is taken up."""
+        rows = _own_rows(adapters or "")
+        return str([adapter_state(row.adapter) for row in rows if row.is_read])
+
+    @classmethod
+    def execute(
+        cls,
+        adapters: str,
+        mode: Mode = "hook",
+        memory_mb: int = AUTOMATIC,
+        model: Any = None,
+        clip: Any = None,
+        lora_stack: Any = (),
+    ) -> io.NodeOutput:
+        """Returns the adapted parts, the stack for other packs, and a report on the node."""
+        rows = [_found(row) for row in rows_of(lora_stack)] + _own_rows(adapters)
+        used = [row for row in rows if row.is_on]
+        reports: list[str] = []
+        if model is None and clip is None:
+            reports.append(NOTHING_TO_ADAPT)
+        else:
+            for row in used:
+                adapted = adapt(_wish(row, mode, memory_mb), model, clip)
+                model, clip = adapted.model, adapted.clip
+                reports.append(f"{row.adapter}\n{adapted.report}")
+        words, notes = _trigger_words(row for row in used if row.is_read)
+        text = "\n\n".join([*reports, *notes, *_untold(used)]) or "No adapter is on."
+        show_text(cls.hidden.unique_id, text)
+        stack = [(row.adapter, row.strength_model, row.strength_clip) for row in used]
+        return io.NodeOutput(model, clip, stack, ", ".join(words), text, ui={"text": [text]})
+
+
+def _own_rows(text: str) -> list[Row]:
+    """Returns the rows of a text, with the names of the host's list.
+
+    Raises:
+        AdapterError: A line is no row, or its file is needed and cannot be found.
+    """
+    return [_found(row) for row in parse_stack(text)]
+
+
+def _found(row: Row) -> Row:
+    # The path is asked first, as the host's list may lack a file that was just made.
+    if not row.is_read or adapter_state(row.adapter) is not None:
+        return row
+    return replace(row, adapter=find_adapter(row.adapter, adapter_names()))
+
+
+def _wish(row: Row, mode: Mode, memory_mb: int) -> Wish:
+    return Wish(
+        row.adapter,
+        row.strength_model,
+        row.strength_clip,
+        mode,
+        schedule=Schedule.window(row.start, row.end, 1.0, 0.0) if row.has_span else None,
+        memory_mb=memory_mb,
+        blocks=row.blocks,
+        seed=row.seed,
+    )
+
+
+def _trigger_words(rows: Iterable[Row]) -> tuple[list[str], list[str]]:
+    """Returns the words of all files, each once, and a note on each file that tells none."""
+    words: dict[str, None] = {}
+    notes: list[str] = []
+    for name in dict.fromkeys(row.adapter for row in rows):
+        try:
+            words |= dict.fromkeys(trigger_words(read_header(adapter_path(name)).metadata))
+        except FileError as error:  # the file may still be one for a node behind the LORA_STACK
+            notes.append(f"No trigger words of {name}: {error}")
+    return list(words), notes
+
+
+def _untold(rows: Sequence[Row]) -> list[str]:
+    """Returns a note if a LORA_STACK cannot tell all of some rows."""
+    names = [row.adapter for row in rows if row.blocks or row.has_span]
+    if not names:
+        return []
+    return [
+        "A LORA_STACK tells names and strengths only. Nodes behind it do not learn of the weights "
+        f"of blocks or the steps of: {listed(list(dict.fromkeys(names)))}."
+    ]
