@@ -142,6 +142,15 @@ export async function adapters() {
 }
 
 /**
+ * Returns the names of all adapter files, as the host lists them.
+ *
+ * @returns {Promise<string[]>}
+ */
+export async function adapterList() {
+  return await content(await api.fetchApi("/models/loras"));
+}
+
+/**
  * Returns all about one adapter file; throws why there is none.
  *
  * @param {string} name

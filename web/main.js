@@ -2,8 +2,10 @@
 
 import { app } from "../../scripts/app.js";
 import { adapterMenuItems, addAdapterBrowser } from "./adapter_browse.js";
+import { forgetAdapterNames } from "./adapter_names.js";
 import { loadWords, translateDefinition, translateNode } from "./i18n.js";
 import { addSchedulePlot } from "./schedule_plot.js";
+import { stackWidget } from "./stack_editor.js";
 
 app.registerExtension({
   name: "anyadapter",
@@ -11,6 +13,7 @@ app.registerExtension({
   beforeRegisterNodeDef(_, definition) {
     if (definition.name.startsWith("AnyAdapter")) translateDefinition(definition);
   },
+  getCustomWidgets: () => ({ ANYADAPTER_STACK: stackWidget }),
   nodeCreated(node) {
     if (node.comfyClass?.startsWith("AnyAdapter")) translateNode(node);
     if (node.comfyClass === "AnyAdapterSchedule") addSchedulePlot(node);
@@ -19,4 +22,5 @@ app.registerExtension({
   getNodeMenuItems(node) {
     return node.comfyClass === "AnyAdapterLoad" ? adapterMenuItems(node) : [];
   },
+  refreshComboInNodes: forgetAdapterNames,
 });

@@ -10,6 +10,11 @@ declare module "comfyui" {
     callback?: ((...values: any[]) => any) | undefined;
   }
 
+  interface ChangeTracker {
+    beforeChange(): void;
+    afterChange(): void;
+  }
+
   interface Input {
     name: string;
     localized_name?: string;
@@ -35,6 +40,10 @@ declare module "comfyui" {
     widgets: Widget[];
     inputs: Input[];
     outputs: Output[];
+    /** None before it is added to one. */
+    graph: object | null;
+    size: [number, number];
+    properties: Record<string, unknown>;
     onConfigure?: ((...values: any[]) => any) | undefined;
     onConnectionsChange?: ((...values: any[]) => any) | undefined;
     onRemoved?: ((...values: any[]) => any) | undefined;
@@ -52,8 +61,13 @@ declare module "comfyui" {
         getMinHeight?: () => number;
         getMaxHeight?: () => number;
         margin?: number;
+        getValue?: () => string;
+        setValue?: (value: unknown) => void;
       },
     ): Widget;
+    computeSize(): [number, number];
+    setSize(size: [number, number]): void;
+    setDirtyCanvas(foreground: boolean, background: boolean): void;
   }
 
   interface MenuItem {
@@ -66,6 +80,9 @@ declare module "comfyui" {
     getNodeMenuItems?(node: Node): MenuItem[];
     init?(): void | Promise<void>;
     beforeRegisterNodeDef?(nodeType: unknown, definition: NodeDefinition): void;
+    /** Makers of widgets, by the type of the input. */
+    getCustomWidgets?(): Record<string, (node: Node, name: string) => { widget: Widget }>;
+    refreshComboInNodes?(): void;
     nodeCreated?(node: Node): void;
   }
 }
@@ -78,7 +95,10 @@ declare module "*/scripts/app.js" {
       emitAfterChange(): void;
       setDirty(foreground: boolean, background: boolean): void;
     };
-    extensionManager: { setting: { get(name: string): unknown } };
+    extensionManager: {
+      setting: { get(name: string): unknown };
+      workflow?: { activeWorkflow?: { changeTracker: import("comfyui").ChangeTracker } | null };
+    };
     registerExtension(extension: import("comfyui").Extension): void;
   };
 }
