@@ -9,7 +9,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..algorithms.errors import AdapterError, FileError, listed
-from ..algorithms.formats.metadata import trigger_words
+from ..algorithms.formats.description import describe, read_sidecar
 from ..algorithms.formats.read import read_header
 from ..algorithms.schedule import Schedule
 from ..algorithms.stack import Row, find_adapter, parse_stack, rows_of
@@ -18,6 +18,7 @@ from .host.applying import Mode
 from .host.files import adapter_names, adapter_path, adapter_state
 from .host.memory import AUTOMATIC
 from .host.messages import show_text
+from .host.preset_files import own_texts
 from .schema import advanced, drawn_by_page
 from .sockets import LoraStackSocket
 
@@ -112,9 +113,11 @@ class AdapterStack(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, adapters: str | None, **_: Any) -> str:
-        """Returns what changes when one of the files does, so that a new file is taken up."""
+        """Returns what changes when a file or a preset does, so that it is taken up."""
         rows = _own_rows(adapters or "")
-        return str([adapter_state(row.adapter) for row in rows if row.is_read])
+        return str(
+            [(adapter_state(row.adapter), *own_texts(row.blocks)) for row in rows if row.is_read]
+        )
 
     @classmethod
     def execute(
@@ -179,7 +182,10 @@ def _trigger_words(rows: Iterable[Row]) -> tuple[list[str], list[str]]:
     notes: list[str] = []
     for name in dict.fromkeys(row.adapter for row in rows):
         try:
-            words |= dict.fromkeys(trigger_words(read_header(adapter_path(name)).metadata))
+            path = adapter_path(name)
+            known = describe(read_header(path).metadata, read_sidecar(path)).trigger_words
+            said = [word for word in known if word.source != "folder"]
+            words |= dict.fromkeys(word.text for word in said or known)
         except FileError as error:  # the file may still be one for a node behind the LORA_STACK
             notes.append(f"No trigger words of {name}: {error}")
     return list(words), notes

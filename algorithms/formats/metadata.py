@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,8 +9,6 @@ from typing import Any
 
 from ..adapters.base import Origin, Tool
 from .peft import by_pattern, of_module
-
-REPEATS_AND_NAME = re.compile(r"\d+_(.+)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -129,22 +126,6 @@ class AdapterMetadata:
     @cached_property
     def _onetrainer_config(self) -> dict[str, Any]:
         return _json_object(self.strings.get("ot_config"))
-
-
-def trigger_words(metadata: Mapping[str, str]) -> tuple[str, ...]:
-    """Returns the words that a file was trained to answer to, each once.
-
-    They are the phrase of ModelSpec or, without one, the names of sd-scripts' training folders
-    behind their number of repeats: `sks dog` of `10_sks dog`.
-
-    Args:
-        metadata: The strings of a file's header.
-    """
-    words = metadata.get("modelspec.trigger_phrase", "").split(",")
-    if not any(map(str.strip, words)):
-        folders = _json_object(metadata.get("ss_tag_frequency"))
-        words = [found[1] for found in map(REPEATS_AND_NAME.fullmatch, folders) if found]
-    return tuple(dict.fromkeys(filter(None, map(str.strip, words))))
 
 
 TOOL_PREFIXES: dict[str, Tool] = {

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anyadapter.algorithms.errors import FileError, StackError
-from anyadapter.algorithms.formats.metadata import trigger_words
 from anyadapter.algorithms.stack import (
     BLANKS,
     LARGEST_SEED,
@@ -152,31 +151,3 @@ def test_a_lora_stack_is_read():
 def test_what_is_no_lora_stack_is_refused(stack: Any, words: str):
     with pytest.raises(StackError, match=words):
         rows_of(stack)
-
-
-@pytest.mark.parametrize(
-    ("metadata", "words"),
-    [
-        ({}, ()),
-        ({"modelspec.trigger_phrase": "a sks dog"}, ("a sks dog",)),
-        ({"modelspec.trigger_phrase": "sks,  ohwx ,sks,"}, ("sks", "ohwx")),
-        (
-            {
-                "ss_tag_frequency": '{"10_sks dog": {"dog": 3}, "2_画風": {}, "images": {}, "5_": {}}'
-            },
-            ("sks dog", "画風"),
-        ),
-        (
-            {"modelspec.trigger_phrase": "sks", "ss_tag_frequency": '{"10_other": {}}'},
-            ("sks",),
-        ),
-        (
-            {"modelspec.trigger_phrase": " ", "ss_tag_frequency": '{"10_other": {}}'},
-            ("other",),
-        ),
-        ({"ss_tag_frequency": "not json"}, ()),
-        ({"ss_tag_frequency": "[1]"}, ()),
-    ],
-)
-def test_trigger_words_are_read(metadata: dict[str, str], words: tuple[str, ...]):
-    assert trigger_words(metadata) == words

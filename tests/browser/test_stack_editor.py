@@ -357,9 +357,7 @@ def test_the_node_is_as_high_as_its_rows_need(page: ComfyPage):
     rows.first.locator(".anyadapter-stack-menu").click()
     page.find("[role=menu].anyadapter-menu").get_by_role("menuitem", name="Duplicate").click()
     expect(page.find(ROWS)).to_have_count(4)
-    page.tab.wait_for_function(
-        "three => app.graph.getNodeById(1).size[1] > three + 20", arg=three
-    )
+    page.tab.wait_for_function("three => app.graph.getNodeById(1).size[1] > three + 20", arg=three)
     assert height(page) == pytest.approx(three + 30, abs=1.5)
     rows.first.locator(".anyadapter-stack-handle").focus()
     page.tab.keyboard.press("Delete")

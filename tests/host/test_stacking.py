@@ -214,7 +214,7 @@ def test_the_stack_of_another_pack_is_read_as_it_is(monkeypatch: pytest.MonkeyPa
     given = [["None", 1.0, 1.0], ("gone.safetensors", 0, 0)]
     _, _, out, words, _ = AdapterStack.execute("", lora_stack=given).result
     assert out == [("gone.safetensors", 0.0, 0.0)]
-    with pytest.raises(FileError, match="gone.safetensors"):
+    with pytest.raises(FileError, match=r"gone\.safetensors"):
         AdapterStack.execute("", lora_stack=[("gone.safetensors", 1, 0)])
     with pytest.raises(StackError, match="is a list"):
         AdapterStack.execute("", lora_stack="gone.safetensors")
