@@ -26,7 +26,7 @@ class ComfyPage:
 
     def __enter__(self) -> "ComfyPage":
         self.tab.goto(self._url)
-        self.tab.wait_for_function(READY, timeout=READY_WITHIN_MS)
+        self._wait()
         self.setting("Comfy.VueNodes.Enabled", self._nodes_2)
         return self
 
@@ -37,6 +37,11 @@ class ComfyPage:
         traceback: TracebackType | None,
     ) -> None:
         self.tab.close()
+
+    def reload(self) -> None:
+        """Loads the page again."""
+        self.tab.reload()
+        self._wait()
 
     def setting(self, name: str, value: object) -> None:
         """Changes a setting, as the dialog of settings does."""
@@ -52,14 +57,10 @@ class ComfyPage:
             "links": links or [],
             "groups": [],
             "config": {},
-            "extra": {},
+            "extra": {"ds": {"scale": 1, "offset": [300, 150]}},
             "version": 0.4,
         }
         self.run("workflow => app.loadGraphData(workflow)", workflow)
-        self.run(
-            "() => { app.canvas.ds.scale = 1; app.canvas.ds.offset = [300, 150];"
-            "app.canvas.setDirty(true, true) }"
-        )
 
     def run(self, script: str, argument: object = None) -> Any:
         """Runs JavaScript in the page and returns what it returns."""
@@ -68,6 +69,24 @@ class ComfyPage:
     def find(self, selector: str) -> Locator:
         """Returns what a CSS selector finds, now or later."""
         return self.tab.locator(selector)
+
+    def place(self, node_id: int, x: float, y: float) -> tuple[float, float]:
+        """Returns where on the screen a point of a node is, counted from the left below its title."""
+        left, top = self.run(
+            "id => { const {pos} = app.graph.getNodeById(id), {offset} = app.canvas.ds;"
+            "return [0, 1].map(axis => pos[axis] + offset[axis]) }",
+            node_id,
+        )
+        return left + x, top + y
+
+    def select(self, node_id: int) -> None:
+        """Clicks on the title of a node."""
+        if self._nodes_2:
+            box = self.find(f"[data-node-id='{node_id}']").bounding_box()
+            assert box is not None
+            self.tab.mouse.click(box["x"] + 120, box["y"] + 12)
+        else:
+            self.tab.mouse.click(*self.place(node_id, 120, -15))
 
     def drag_corner(self, node_id: int, *, by: tuple[float, float]) -> None:
         """Drags the lower right corner of a node with the mouse."""
@@ -87,6 +106,22 @@ class ComfyPage:
         self.tab.mouse.move(inside[0] + by[0] / 2, inside[1] + by[1] / 2)
         self.tab.mouse.move(inside[0] + by[0], inside[1] + by[1])
         self.tab.mouse.up()
+
+    def hover_widget(self, node_id: int, name: str, *, shown: str = "") -> None:
+        """Rests the mouse on the name of a widget, as it is shown in the language of the page."""
+        if self._nodes_2:
+            self.find(f"[data-node-id='{node_id}']").get_by_text(shown or name, exact=True).hover()
+            return
+        top = self.run(
+            "([id, name]) => { const widget = app.graph.getNodeById(id).widgets.find("
+            "one => one.name === name); return widget.last_y ?? widget.y }",
+            [node_id, name],
+        )
+        self.tab.mouse.move(*self.place(node_id, 60, top + 8))
+        self.tab.mouse.move(*self.place(node_id, 62, top + 9))
+
+    def _wait(self) -> None:
+        self.tab.wait_for_function(READY, timeout=READY_WITHIN_MS)
 
     def _note(self, text: str) -> None:
         if "extensions/anyadapter" in text:
