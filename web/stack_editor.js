@@ -6,6 +6,7 @@ import { element, followedBy, loadStyle, zoomCanvas } from "./dom.js";
 import { t } from "./i18n.js";
 import { icon } from "./icons.js";
 import { openMenu } from "./menu.js";
+import { keepMounted } from "./nodes_2.js";
 import { RowView, optional } from "./stack_row.js";
 import { formatRow, meant, newRow, readLines, shortNames } from "./stack_text.js";
 import { UndoStep } from "./undo.js";
@@ -41,6 +42,7 @@ export function stackWidget(node, name) {
     setValue: (text) => editor.read(String(text ?? "")),
     getMinHeight: () => editor.height + 2 * MARGIN,
   });
+  keepMounted(node, editor.element, "stack");
   editor.onWrite = () => widget.callback?.(widget.value);
   node.onConfigure = followedBy(node.onConfigure, () => editor.configured());
   node.onConnectionsChange = followedBy(node.onConnectionsChange, () => editor.refresh());
@@ -104,6 +106,7 @@ class StackEditor {
     {
       class: "anyadapter-stack",
       role: "group",
+      "data-capture-wheel": "true", // or Nodes 2.0 would take it before the list
       title: "", // else the tooltip of the input would be that of every button
       "aria-label": t("stack.label", "Adapter stack"),
     },
@@ -232,11 +235,11 @@ class StackEditor {
       return view;
     });
     for (const view of before) if (!this.#views.includes(view)) view.close();
-    this.#place();
-    this.refresh();
     for (const [index, view] of this.#views.entries()) {
       view.open(Array.isArray(unfolded) && unfolded.includes(index));
     }
+    this.#place();
+    this.refresh();
   }
 
   /** Puts the rows and what is wrong with lines into the list. */
@@ -595,7 +598,9 @@ class StackEditor {
   #fit() {
     const isUnfolded = this.#views.some((view) => view.isOpen);
     const shown = this.#rows.childElementCount;
-    const rows = this.#rows.offsetHeight || shown * ROW_HEIGHT;
+    const measured = this.#rows.offsetHeight; // 0 while it is not in the page, or far away
+    if (this.#isFitted && !measured) return;
+    const rows = measured || shown * ROW_HEIGHT;
     const most = isUnfolded ? UNFOLDED_HEIGHT : ROWS_SHOWN * ROW_HEIGHT;
     const note = this.#note.hidden ? 0 : this.#note.offsetHeight || ROW_HEIGHT;
     const text = this.#showsText ? TEXT_HEIGHT : 0;
@@ -603,12 +608,13 @@ class StackEditor {
     const growth = height - this.#height;
     this.#height = height;
     this.element.style.minHeight = `${height}px`;
+    this.#list.style.setProperty("--most", `${most}px`);
     const node = this.#node;
     if (!node.graph || (this.#isFitted && !growth)) return;
     const [width, now] = node.size;
     const needed = node.computeSize()[1];
     const wanted = Math.max(needed, this.#isFitted ? now + growth : now);
-    this.#isFitted = true;
+    this.#isFitted = measured > 0;
     if (wanted !== now) node.setSize([width, wanted]);
     node.setDirtyCanvas(true, true);
   }

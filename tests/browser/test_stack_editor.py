@@ -57,7 +57,32 @@ def opened(page: ComfyPage, text: str, rows: int, **fields: Any) -> Locator:
     page.open(stack_node(text, **fields))
     found = page.find(ROWS)
     expect(found).to_have_count(rows)
+    settle(page)
     return found
+
+
+def settle(page: ComfyPage) -> None:
+    """Waits until the node has its size, and lets the page remember it.
+
+    Nodes 2.0 gives a node another height when it is drawn, and takes that for a change of the user's
+    at the next click.
+    """
+    page.run(
+        """async () => {
+            const size = () => String(app.graph.getNodeById(1).size);
+            for (let same = 0, last = size(); same < 12; last = size()) {
+                await new Promise(requestAnimationFrame);
+                same = size() === last ? same + 1 : 0;
+            }
+        }"""
+    )
+    page.tab.mouse.click(1050, 720)
+    page.tab.wait_for_function(
+        """() => {
+            const stored = app.extensionManager.workflow.activeWorkflow.changeTracker.activeState;
+            return String([...stored.nodes[0].size]) === String([...app.graph.getNodeById(1).size]);
+        }"""
+    )
 
 
 def text_of(page: ComfyPage) -> str:
@@ -375,6 +400,7 @@ def test_many_rows_scroll(page: ComfyPage):
     assert row is not None
     assert 11.5 < box["height"] / row["height"] < 13
     scale = page.run("() => app.canvas.ds.scale")
+    rows.first.locator(".anyadapter-stack-handle").click()  # Nodes 2.0 may want it to be in use
     listed.hover()
     page.tab.mouse.wheel(0, 300)
     page.tab.wait_for_function("document.querySelector('.anyadapter-stack-list').scrollTop > 100")

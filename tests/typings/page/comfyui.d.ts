@@ -36,6 +36,7 @@ declare module "comfyui" {
   }
 
   interface Node {
+    id: number | string;
     comfyClass?: string;
     widgets: Widget[];
     inputs: Input[];
