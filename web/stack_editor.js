@@ -187,7 +187,7 @@ class StackEditor {
     this.#all.setAttribute("aria-checked", isOn && isOn < rows.length ? "mixed" : String(isOn > 0));
     this.#all.disabled = rows.length === 0;
     this.#count.textContent = rows.length
-      ? t("stack.count", "{on} of {all} on", { on: isOn, all: rows.length })
+      ? t("stack.count", "{on} of {all}", { on: isOn, all: rows.length })
       : "";
     this.#modelTitle.textContent = columns
       ? t("stack.model", "Model")

@@ -169,7 +169,7 @@ def test_rows_show_what_the_text_says(page: ComfyPage):
     shown = [[one.inner_text() for one in row.locator(NUMBERS).all()] for row in rows.all()]
     assert shown == [["0.80", "0.80"], ["-2.50", "-2.50"], ["1.00", "0.25"]]
     expect(rows.nth(1).locator(".anyadapter-unusual").first).to_be_visible()
-    expect(page.find(".anyadapter-stack-count")).to_have_text("2 of 3 on")
+    expect(page.find(".anyadapter-stack-count")).to_have_text("2 of 3")
 
 
 def test_the_folder_that_all_share_is_not_shown(page: ComfyPage):
