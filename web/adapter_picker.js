@@ -378,7 +378,7 @@ class Picker {
   #move(by) {
     const last = this.#listed.length - 1;
     const place = this.#place;
-    const to = place < 0 ? 0 : Math.min(last, Math.max(0, place + by));
+    const to = Math.min(last, Math.max(0, place < 0 && by < Infinity ? 0 : place + by));
     const file = this.#listed[to];
     if (!file) return;
     this.#highlight(file.name);

@@ -17,6 +17,8 @@ class ComfyPage:
 
     def __init__(self, browser: Browser, url: str, *, nodes_2: bool) -> None:
         self._nodes_2 = nodes_2
+        self.way = "nodes-2" if nodes_2 else "litegraph"
+        """How nodes are drawn, for names of files."""
         self._url = url
         self.tab = browser.new_page(viewport={"width": 1400, "height": 1000})
         self.errors: list[str] = []
