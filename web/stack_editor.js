@@ -1,13 +1,14 @@
 // The editor of an Adapter Stack: its rows, over the text that says the same and is the truth.
 
+import { showAdapterInfo } from "./adapter_inspector.js";
 import { adapterNames, onAdapterNames } from "./adapter_names.js";
-import { pickFromList } from "./adapter_list.js";
+import { pickAdapter } from "./adapter_picker.js";
 import { element, followedBy, loadStyle, zoomCanvas } from "./dom.js";
 import { t } from "./i18n.js";
 import { icon } from "./icons.js";
 import { openMenu } from "./menu.js";
 import { keepMounted } from "./nodes_2.js";
-import { RowView, optional } from "./stack_row.js";
+import { RowView } from "./stack_row.js";
 import { formatRow, meant, newRow, readLines, shortNames } from "./stack_text.js";
 import { UndoStep } from "./undo.js";
 
@@ -342,21 +343,22 @@ class StackEditor {
     change: () => this.#write(),
     gesture: (goesOn) => (goesOn ? this.#undo.begin() : this.#undo.end()),
     pick: (view) => void this.#replace(view),
-    menu: (view, place) => void this.#openMenu(view, place),
+    menu: (view, place) => this.#openMenu(view, place),
     move: (view, by) => this.#move(view, by),
     drag: (view, event) => this.#drag(view, event),
-    unfold: (view, isOpen) =>
-      this.#once(() => {
-        view.open(isOpen);
-        this.#keepUnfolded();
-        this.#fit();
-      }),
+    unfold: (view, isOpen) => {
+      this.#undo.begin();
+      view.open(isOpen);
+      this.#keepUnfolded();
+      this.#fit();
+      this.#undo.end(); // a moment later: what is below the row has yet to come
+    },
     remove: (view) => this.#remove(view),
   };
 
   async #addRow() {
     const title = t("stack.add", "Add adapter");
-    const adapter = await pick(this.#views.at(-1)?.file ?? "", title);
+    const adapter = await pickAdapter({ title });
     if (!adapter) return;
     this.#once(() => this.#insert(this.#views.length, newRow(adapter)));
     this.#list.scrollTop = this.#list.scrollHeight;
@@ -382,7 +384,7 @@ class StackEditor {
 
   /** @param {RowView} view */
   async #replace(view) {
-    const adapter = await pick(view.file, t("stack.choose", "Choose an adapter"));
+    const adapter = await pickAdapter({ current: view.file });
     if (!adapter || adapter === view.row.adapter || !this.#views.includes(view)) return;
     this.#once(() => {
       view.row = { ...view.row, adapter };
@@ -546,27 +548,27 @@ class StackEditor {
   }
 
   #typed() {
+    this.#undo.begin();
     this.text = this.#input.value;
     this.#lines = readLines(this.text);
     this.onWrite();
     this.#build();
+    this.#undo.end();
   }
 
   /**
    * @param {RowView} view
    * @param {{x: number, y: number}} place
    */
-  async #openMenu(view, place) {
-    const { showAdapterInfo } = await optional("adapter_picker.js");
+  #openMenu(view, place) {
     const index = this.#views.indexOf(view);
     const { isOn } = view.row;
-    const info = {
-      label: t("stack.info", "Info"),
-      run: () => showAdapterInfo(view.file),
-      isDisabled: view.element.classList.contains("anyadapter-missing"),
-    };
     openMenu(place, view.row.adapter, [
-      ...(showAdapterInfo ? [info] : []),
+      {
+        label: t("stack.info", "Info"),
+        run: () => showAdapterInfo(view.file),
+        isDisabled: view.element.classList.contains("anyadapter-missing"),
+      },
       {
         label: isOn ? t("stack.off", "Switch off") : t("stack.on", "Switch on"),
         run: () => {
@@ -594,7 +596,10 @@ class StackEditor {
     ]);
   }
 
-  /** Makes the node as high as its rows need; one that was made higher keeps what it has more. */
+  /**
+   * Makes the node as high as its rows need. What the user does makes it higher or lower by as much as the
+   * rows; what comes by itself, as after loading, only makes room where it lacks.
+   */
   #fit() {
     const isUnfolded = this.#views.some((view) => view.isOpen);
     const shown = this.#rows.childElementCount;
@@ -613,7 +618,7 @@ class StackEditor {
     if (!node.graph || (this.#isFitted && !growth)) return;
     const [width, now] = node.size;
     const needed = node.computeSize()[1];
-    const wanted = Math.max(needed, this.#isFitted ? now + growth : now);
+    const wanted = Math.max(needed, this.#isFitted && this.#undo.active ? now + growth : now);
     this.#isFitted = measured > 0;
     if (wanted !== now) node.setSize([width, wanted]);
     node.setDirtyCanvas(true, true);
@@ -628,18 +633,6 @@ class StackEditor {
     if (event.ctrlKey || event.metaKey || !((inList && scrolls) || inText)) zoomCanvas(event);
     else event.stopPropagation();
   }
-}
-
-/**
- * Lets the user choose a file.
- *
- * @param {string} current
- * @param {string} title
- * @returns {Promise<string | null>}
- */
-async function pick(current, title) {
-  const { pickAdapter } = await optional("adapter_picker.js");
-  return await (pickAdapter ?? pickFromList)({ current, title });
 }
 
 /**

@@ -1,7 +1,7 @@
 // One row of a stack: an adapter with its switch and strengths, and below it what is set more rarely.
 
 import { adapter, preview } from "./api.js";
-import { element } from "./dom.js";
+import { copyText, element } from "./dom.js";
 import { t } from "./i18n.js";
 import { icon } from "./icons.js";
 import { NumberField } from "./number_field.js";
@@ -58,10 +58,11 @@ export class RowView {
   #folder = element("span", { class: "anyadapter-stack-folder" });
   #text = element("span", { class: "anyadapter-stack-text" });
   #marks = element("span", { class: "anyadapter-stack-marks" });
-  #name = element(
-    "button",
-    { type: "button", class: "anyadapter-stack-name", onclick: () => this.#host.pick(this) },
-  );
+  #name = element("button", {
+    type: "button",
+    class: "anyadapter-stack-name",
+    onclick: () => this.#host.pick(this),
+  });
   #model;
   #clip;
   #fold = element("button", {
@@ -417,16 +418,6 @@ function wordButton(word) {
     setTimeout(() => made.classList.remove("anyadapter-copied"), COPIED_MS);
   });
   return made;
-}
-
-/** @param {string} text */
-async function copyText(text) {
-  if (navigator.clipboard) return await navigator.clipboard.writeText(text);
-  const carrier = element("textarea", {}, text); // a page without https has no clipboard of its own
-  document.body.append(carrier);
-  carrier.select();
-  document.execCommand("copy");
-  carrier.remove();
 }
 
 /** @type {Map<string, Promise<any>>} */

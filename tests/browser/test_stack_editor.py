@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from playwright.sync_api import Locator, expect
 from safetensors.torch import save_file
 
@@ -105,6 +106,14 @@ def steps_to_undo(page: ComfyPage) -> int:
     return page.run(f"() => {tracker}.undoQueue.length")
 
 
+def choose(page: ComfyPage, name: str) -> None:
+    """Chooses a file in the picker."""
+    page.find("dialog input[type=search]").fill(Path(name).stem)
+    expect(page.find("dialog [role=option]")).to_have_count(1)
+    page.tab.keyboard.press("Enter")
+    expect(page.find("dialog")).to_have_count(0)
+
+
 def centre(of: Locator) -> tuple[float, float]:
     box = of.bounding_box()
     assert box is not None
@@ -182,8 +191,7 @@ def test_an_adapter_is_added(page: ComfyPage):
     opened(page, "", 0)
     expect(page.find(".anyadapter-stack-empty")).to_be_visible()
     page.find(".anyadapter-stack-add").click()
-    page.find("dialog input[type=search]").fill("soft")
-    page.tab.keyboard.press("Enter")
+    choose(page, SOFT)
     expect(page.find(ROWS)).to_have_count(1)
     assert text_of(page) == f"{SOFT} | 1"
     undo(page)
@@ -194,9 +202,9 @@ def test_an_adapter_is_added(page: ComfyPage):
 def test_another_file_is_chosen_for_a_row(page: ComfyPage):
     opened(page, f"{INK} | 0.8 | clip 0.5 | off", 1)
     page.find(NAMES).click()
-    page.find("dialog").get_by_role("option", name="顔").click()
-    expect(page.find(NAMES)).to_have_text("顔")
-    assert text_of(page) == f"{FACE} | 0.8 | clip 0.5 | off"
+    choose(page, SOFT)
+    expect(page.find(NAMES)).to_have_text("soft")
+    assert text_of(page) == f"{SOFT} | 0.8 | clip 0.5 | off"
 
 
 def test_choosing_nothing_changes_nothing(page: ComfyPage):
@@ -375,6 +383,43 @@ def test_steps_are_set_below_a_row(page: ComfyPage):
     expect(rows.first.locator(".anyadapter-stack-marks")).to_have_text("60\u201361%")
 
 
+def test_trigger_words_are_copied_by_a_click(page: ComfyPage):
+    page.tab.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    rows = opened(page, THREE, 3)
+    rows.first.locator(".anyadapter-stack-fold").click()
+    word = rows.first.locator(".anyadapter-stack-words button")
+    expect(word).to_have_text("word of ink")
+    word.click()
+    expect(word).to_have_class("anyadapter-chip anyadapter-copied")
+    assert page.run("() => navigator.clipboard.readText()") == "word of ink"
+    expect(rows.first.locator("img")).to_be_hidden()
+
+
+def test_a_picture_is_shown_where_there_is_one(page: ComfyPage, server: ComfyServer):
+    picture = server.base_directory / "models" / "loras" / "styles" / "soft.preview.png"
+    Image.new("RGB", (8, 6), (200, 40, 90)).save(picture)
+    rows = opened(page, THREE, 3)
+    rows.nth(1).locator(".anyadapter-stack-fold").click()
+    expect(rows.nth(1).locator("img")).to_be_visible()
+    rows.first.locator(".anyadapter-stack-fold").click()
+    expect(rows.first.locator(".anyadapter-stack-words button")).to_have_count(1)
+    expect(rows.first.locator("img")).to_be_hidden()
+
+
+def test_the_menu_shows_all_about_a_file(page: ComfyPage):
+    rows = opened(page, f"{INK} | 1\ngone/lost.safetensors | 1", 2)
+    expect(page.find(".anyadapter-missing")).to_have_count(1)
+    rows.nth(1).locator(".anyadapter-stack-menu").click()
+    info = page.find("[role=menu].anyadapter-menu").get_by_role("menuitem", name="Info")
+    expect(info).to_be_disabled()
+    page.tab.keyboard.press("Escape")
+    rows.first.locator(".anyadapter-stack-menu").click()
+    info.click()
+    expect(page.find("dialog")).to_contain_text("ink")
+    page.tab.keyboard.press("Escape")
+    expect(page.find("dialog")).to_have_count(0)
+
+
 def test_the_node_is_as_high_as_its_rows_need(page: ComfyPage):
     rows = opened(page, THREE, 3)
     page.tab.wait_for_timeout(300)
@@ -435,12 +480,16 @@ def test_all_is_kept_in_the_workflow(page: ComfyPage):
     rows = opened(page, text, 2)
     rows.nth(1).locator(".anyadapter-stack-fold").click()
     expect(rows.nth(1).get_by_role("slider")).to_have_count(2)
+    expect(rows.nth(1).locator(".anyadapter-stack-words button")).to_have_count(1)
+    settle(page)
     stored = page.run("() => app.graph.serialize()")
     (node,) = stored["nodes"]
     assert node["widgets_values"] == [text, "hook", -1]
     page.run("async workflow => { await app.loadGraphData(workflow) }", stored)
     expect(page.find(ROWS)).to_have_count(2)
     expect(page.find(ROWS).nth(1).get_by_role("slider")).to_have_count(2)
+    expect(page.find(".anyadapter-stack-words button")).to_have_count(1)
+    settle(page)
     assert text_of(page) == text
     assert height(page) == pytest.approx(node["size"][1], abs=2)
 
