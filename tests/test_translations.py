@@ -1,5 +1,6 @@
 """The words of our widgets are there in every language."""
 
+import ast
 import json
 import re
 from pathlib import Path
@@ -10,19 +11,28 @@ ROOT = Path(__file__).resolve().parents[1]
 LANGUAGES = ("en", "ja", "zh")
 SCRIPTS = [path for path in sorted((ROOT / "web").glob("*.js")) if path.name != "i18n.js"]
 
-LITERAL = r'"(?:[^"\\\n]|\\.)*"'
-WORDS = re.compile(rf"(?<![\w.])t\(\s*({LITERAL}),\s*({LITERAL}(?:\s*\+\s*{LITERAL})*)")
+LITERAL = r"""(?:"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*')"""
+TEXT = rf"{LITERAL}(?:\s*\+\s*{LITERAL})*"
+WORDS = re.compile(rf"(?<![\w.])t\(\s*({LITERAL}),\s*(?:({TEXT})|english\b)")
+ENGLISH = re.compile(rf"const english =\s*({TEXT});")
+"""A long text may stand before the call, under this name."""
 ANY_WORDS = re.compile(r"(?<![\w.])t\(")
 PLACE = re.compile(r"\{\w+\}")
 
 
 def words_in(script: str) -> list[tuple[str, str]]:
     """Key and English text of every `t("key", "English")`."""
-    found = WORDS.findall(script)
-    return [
-        (json.loads(key), "".join(map(json.loads, re.findall(LITERAL, english))))
-        for key, english in found
-    ]
+    found: list[tuple[str, str]] = []
+    for words in WORDS.finditer(script):
+        before = ENGLISH.findall(script, 0, words.start())
+        if words[2] or before:
+            found.append((written(words[1]), written(words[2] or before[-1])))
+    return found
+
+
+def written(text: str) -> str:
+    """What strings in JavaScript, joined by `+`, say."""
+    return "".join(ast.literal_eval(one) for one in re.findall(LITERAL, text))
 
 
 def words_of(language: str) -> dict[str, str]:
@@ -36,8 +46,9 @@ def words_in_code() -> dict[str, str]:
 
 
 def test_words_are_found_in_any_layout():
-    script = """t("one", "One"); x = t(\n  "two",\n  "Two " +\n "and \\"more\\"", { a })"""
-    assert words_in(script) == [("one", "One"), ("two", 'Two and "more"')]
+    script = """t("one", "One"); x = t(\n  "two",\n  'Two "and" ' +\n "more\\"", { a });
+    const english =\n  "Three"; throw new Error(t("three", english)); start(1, 2); at("no", "No")"""
+    assert words_in(script) == [("one", "One"), ("two", 'Two "and" more"'), ("three", "Three")]
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)

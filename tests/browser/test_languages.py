@@ -83,7 +83,7 @@ def test_nodes_have_their_names(page: ComfyPage, language: str):
 
 def test_the_search_finds_nodes_by_their_names(page: ComfyPage, language: str):
     page.run("() => app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
-    box = page.find(".comfy-vue-node-search-container input").first
+    box = page.find(".comfy-vue-node-search-container input, [role=dialog] input").first
     box.fill(TITLES[language])
     expect(page.tab.get_by_role("option").filter(has_text=TITLES[language]).first).to_be_visible()
     page.tab.keyboard.press("Escape")

@@ -114,11 +114,11 @@ class ComfyPage:
         if self._nodes_2:
             self.find(f"[data-node-id='{node_id}']").get_by_text(shown or name, exact=True).hover()
             return
-        top = self.run(
+        drawn = (  # and so it has a place
             "([id, name]) => { const widget = app.graph.getNodeById(id).widgets.find("
-            "one => one.name === name); return widget.last_y ?? widget.y }",
-            [node_id, name],
+            "one => one.name === name); return widget.last_y || widget.y }"
         )
+        top = self.tab.wait_for_function(drawn, arg=[node_id, name]).json_value()
         self.tab.mouse.move(*self.place(node_id, 60, top + 8))
         self.tab.mouse.move(*self.place(node_id, 62, top + 9))
 
