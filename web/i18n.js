@@ -31,7 +31,9 @@ export async function loadWords() {
     // Those of `zh` for `zh-TW`, which has none of its own.
     const found = languages[language]?.anyadapter ? language : (language.split("-")[0] ?? "en");
     words = languages[found]?.anyadapter ?? {};
-    wordsOfNodes = languages[found]?.nodeDefs ?? {};
+    const nodes = JSON.stringify(languages[found]?.nodeDefs ?? {});
+    // The page reads `{'|'}` as a plain `|`.
+    wordsOfNodes = JSON.parse(nodes.replace(/\{'(.)'\}/g, "$1"));
   } catch {
     words = {}; // English then
   }

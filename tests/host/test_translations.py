@@ -1,6 +1,7 @@
 """Every node, input and output has its words in every language."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from anyadapter.nodes import NODES
 
 ROOT = Path(__file__).resolve().parents[2]
 SYNTAX = set("{}@|")
-"""Characters that mean something to the page in a translation."""
+"""Characters that mean something to the page in a translation, unless they stand in `{'|'}`."""
+LITERAL = re.compile(r"\{'([^']*)'\}")
 
 
 def translated(language: str) -> dict[str, Any]:
@@ -48,6 +50,13 @@ def shape(words: Any) -> Any:
     return {key: shape(value) for key, value in words.items()} if isinstance(words, dict) else ""
 
 
+def plain(words: Any) -> Any:
+    """The words as the page shows them."""
+    if isinstance(words, dict):
+        return {key: plain(value) for key, value in words.items()}
+    return LITERAL.sub(r"\1", words)
+
+
 def texts(words: Any) -> list[str]:
     if isinstance(words, dict):
         return [text for value in words.values() for text in texts(value)]
@@ -55,7 +64,7 @@ def texts(words: Any) -> list[str]:
 
 
 def test_the_english_words_are_those_of_the_nodes():
-    assert translated("en") == in_code()
+    assert plain(translated("en")) == in_code()
 
 
 @pytest.mark.parametrize("language", ["ja", "zh"])
@@ -67,7 +76,7 @@ def test_every_node_input_and_output_is_translated(language: str):
 def test_the_page_can_show_the_words(language: str):
     for text in texts(translated(language)):
         assert text.strip()
-        assert not SYNTAX & set(text), text
+        assert not SYNTAX & set(LITERAL.sub("", text)), text
 
 
 @pytest.mark.parametrize("node", NODES, ids=lambda node: node.__name__)
