@@ -20,6 +20,64 @@ export async function scheduleCurve(widgets) {
 }
 
 /**
+ * @typedef {object} Part
+ * @property {string} name `attn1.q`, say.
+ * @property {boolean} touched Whether the file changes it.
+ * @property {number | null} energy The norm of its change; null where it is not known.
+ */
+
+/**
+ * @typedef {object} Block
+ * @property {string} name
+ * @property {boolean} touched
+ * @property {number | null} energy
+ * @property {Part[]} parts
+ */
+
+/**
+ * @typedef {object} Group
+ * @property {string} name
+ * @property {string} title
+ * @property {"model" | "clip"} part
+ * @property {Block[]} blocks
+ */
+
+/**
+ * @typedef {object} Layout
+ * @property {string | null} family Of the model that the file was made for.
+ * @property {Group[]} groups In the model's order.
+ */
+
+/**
+ * Returns the blocks of the model that a file was made for, with what the file changes in each.
+ *
+ * @param {string} adapter Name of the file.
+ * @returns {Promise<Layout>}
+ */
+export async function blocks(adapter) {
+  return await get("blocks", { adapter });
+}
+
+/**
+ * @typedef {object} BlockWeights
+ * @property {Record<string, number>} values By the name of every block.
+ * @property {Record<string, number>} parts `IN04.attn2.q` and so on, where they differ from their block.
+ * @property {string[]} notes What of the text has no meaning for the file.
+ */
+
+/**
+ * Returns what a text of block weights means for a file; throws what is wrong in it.
+ *
+ * @param {string} adapter Name of the file.
+ * @param {string} text
+ * @param {number} seed Of random weights.
+ * @returns {Promise<BlockWeights>}
+ */
+export async function blockWeights(adapter, text, seed) {
+  return await get("block_weights", { adapter, text, seed: String(seed) });
+}
+
+/**
  * @typedef {object} Preset
  * @property {string} name
  * @property {string} text Block weights.

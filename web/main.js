@@ -3,6 +3,8 @@
 import { app } from "../../scripts/app.js";
 import { adapterMenuItems, addAdapterBrowser } from "./adapter_browse.js";
 import { forgetAdapterNames } from "./adapter_names.js";
+import { forgetBlocks } from "./block_editor.js";
+import { addBlockEditor } from "./block_widget.js";
 import { loadWords, translateDefinition, translateNode } from "./i18n.js";
 import { addSchedulePlot } from "./schedule_plot.js";
 import { stackWidget } from "./stack_editor.js";
@@ -18,9 +20,13 @@ app.registerExtension({
     if (node.comfyClass?.startsWith("AnyAdapter")) translateNode(node);
     if (node.comfyClass === "AnyAdapterSchedule") addSchedulePlot(node);
     if (node.comfyClass === "AnyAdapterLoad") addAdapterBrowser(node);
+    if (node.comfyClass === "AnyAdapterLoad") addBlockEditor(node);
   },
   getNodeMenuItems(node) {
     return node.comfyClass === "AnyAdapterLoad" ? adapterMenuItems(node) : [];
   },
-  refreshComboInNodes: forgetAdapterNames,
+  refreshComboInNodes() {
+    forgetAdapterNames();
+    forgetBlocks();
+  },
 });

@@ -47,6 +47,7 @@ declare module "comfyui" {
     properties: Record<string, unknown>;
     onConfigure?: ((...values: any[]) => any) | undefined;
     onConnectionsChange?: ((...values: any[]) => any) | undefined;
+    onExecuted?: ((...values: any[]) => any) | undefined;
     onRemoved?: ((...values: any[]) => any) | undefined;
     onSerialize?: ((stored: { widgets_values?: unknown[] }) => void) | undefined;
     onWidgetChanged?:
