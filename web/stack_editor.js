@@ -63,6 +63,8 @@ class StackEditor {
   #names = null;
   #height = HEAD_HEIGHT + FOOT_HEIGHT + ROW_HEIGHT;
   #isFitted = false;
+  /** The height that the node needed at last. */
+  #needed = 0;
   #undo;
   #forget;
 
@@ -598,7 +600,7 @@ class StackEditor {
 
   /**
    * Makes the node as high as its rows need. What the user does makes it higher or lower by as much as the
-   * rows; what comes by itself, as after loading, only makes room where it lacks.
+   * rows; what comes by itself, as after loading, leaves a node alone that was made higher than it must be.
    */
   #fit() {
     const isUnfolded = this.#views.some((view) => view.isOpen);
@@ -618,7 +620,11 @@ class StackEditor {
     if (!node.graph || (this.#isFitted && !growth)) return;
     const [width, now] = node.size;
     const needed = node.computeSize()[1];
-    const wanted = Math.max(needed, this.#isFitted && this.#undo.active ? now + growth : now);
+    const isByUser = this.#isFitted && this.#undo.active;
+    const isOnCanvas = !this.element.closest("[data-node-id]"); // Nodes 2.0 sees to it itself
+    const isTight = isOnCanvas && Math.abs(now - this.#needed) <= 1;
+    const wanted = Math.max(needed, isByUser ? now + growth : isTight ? 0 : now);
+    this.#needed = needed;
     this.#isFitted = measured > 0;
     if (wanted !== now) node.setSize([width, wanted]);
     node.setDirtyCanvas(true, true);
