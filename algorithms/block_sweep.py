@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from .block_weights import ALL, BlockWeights
+from .block_weights import ALL, BlockWeights, FindPreset, no_presets
 from .errors import BlockWeightsError
 from .families.blocks import BlockMap, Group, Place
 
@@ -31,6 +31,7 @@ def sweep(
     level: Level,
     value: float,
     base: str,
+    find_preset: FindPreset = no_presets,
 ) -> list[Step]:
     """Returns a step for each block, or group, that a file touches.
 
@@ -42,6 +43,7 @@ def sweep(
         level: Whether whole groups or single blocks are tried.
         value: Of the last trial.
         base: The weights that hold otherwise; beside a block that is alone, what stays on.
+        find_preset: Gives the texts of presets that the base may name.
 
     Raises:
         BlockWeightsError: The base cannot be read, or weighs single layers.
@@ -53,7 +55,7 @@ def sweep(
     word = {"each off in turn": "off", "each alone": "alone", "each at value": f"at {value:g}"}
     start = [f"{ALL}:0"] if trial == "each alone" else []
     start += [base.strip().strip(",")] if base.strip() else []
-    if BlockWeights.parse(", ".join(start)).on(blocks).by_layer:
+    if BlockWeights.parse(", ".join(start), find_preset).on(blocks).by_layer:
         raise BlockWeightsError(
             "The base has weights of single layers, which no weight of a block overrules: name "
             "blocks and their parts instead, as in IN04.attn2:0."
@@ -61,7 +63,9 @@ def sweep(
     steps: list[Step] = []
     for name, members in _tried(groups, touched, level):
         items = [*start, f"{name}:{weight:g}"]
-        items += _overruled(BlockWeights.parse(", ".join(items)), blocks, members, weight)
+        items += _overruled(
+            BlockWeights.parse(", ".join(items), find_preset), blocks, members, weight
+        )
         steps.append(Step(", ".join(items), f"{name} {word[trial]}"))
     return steps
 

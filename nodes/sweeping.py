@@ -16,6 +16,7 @@ from .host.bindings import binding_of
 from .host.blocks import all_blocks, places_of
 from .host.files import adapter_names, adapter_state, load_adapter
 from .host.images import Pixels, as_image, pictures
+from .host.preset_files import preset_text
 
 SECTIONS = {"diffusion model": ("model",), "text encoders": ("clip",), "both": ("model", "clip")}
 PICTURES, DIFFERENCES = "pictures", "difference to the first"
@@ -139,6 +140,7 @@ class BlockSweep(io.ComfyNode):
             level=level,
             value=value,
             base=base,
+            find_preset=preset_text,
         )
         if not steps:
             raise AdapterError(

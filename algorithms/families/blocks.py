@@ -180,14 +180,14 @@ def blocks_of_file(modules: Iterable[str], family: Family | None) -> BlockMap:
     for host_list, depth in (family.depths if family else {}).items():
         starts[host_list] = LISTS[host_list]
         lengths[LISTS[host_list]] = depth
-    in_unet = "input_blocks" in starts
+    outside: list[str] = []
     for module in modules:
         if in_text_encoder(module):
             places[module] = _in_encoder(_encoder_of(module, family), module)
             continue
         found = _find_list(bare(module), family)
         if found is None:
-            places[module] = _outside(bare(module), is_unet=in_unet)
+            outside.append(module)
             continue
         path, number, layer = found
         start = starts.setdefault(path, _start(path, set(starts.values())))
@@ -195,6 +195,8 @@ def blocks_of_file(modules: Iterable[str], family: Family | None) -> BlockMap:
         # The parts of a middle block are one block.
         reach = 1 if start == "M" else number + 1
         lengths[start] = max(lengths.get(start, 0), reach)
+    for module in outside:  # last, since the names of a file can be all that tells a UNet
+        places[module] = _outside(bare(module), is_unet="IN" in lengths)
     encoders = _encoder_groups(places.values(), least=True)
     return BlockMap((*_groups(lengths), *encoders), places)
 

@@ -5,7 +5,7 @@ import pytest
 from anyadapter.algorithms.block_sweep import Level, Step, Trial, sweep
 from anyadapter.algorithms.block_weights import BlockWeights
 from anyadapter.algorithms.errors import BlockWeightsError
-from anyadapter.algorithms.families.blocks import BlockMap, Group, Place
+from anyadapter.algorithms.families.blocks import BlockMap, Group, Place, blocks_of_file
 
 PLACES = [
     *(Place(block, part) for block in ("IN01", "IN02", "M00") for part in ("attn1.q", "attn2.k")),
@@ -86,3 +86,31 @@ def test_a_base_of_single_layers_is_refused() -> None:
 def test_a_base_that_cannot_be_read_says_why() -> None:
     with pytest.raises(BlockWeightsError, match="IN01:x"):
         steps("each off in turn", base="IN01:x")
+
+
+def test_a_base_may_be_a_preset() -> None:
+    found = sweep(
+        BLOCKS,
+        PLACES,
+        MODEL,
+        trial="each off in turn",
+        level="blocks",
+        value=0.0,
+        base="MINE",
+        find_preset={"MINE": "M00:0.5, IN01.attn2:2"}.get,
+    )
+    assert [step.text for step in found] == [
+        "MINE, IN01:0, IN01.attn2.k:0",
+        "MINE, IN02:0",
+        "MINE, M00:0",
+        "MINE, OUT01:0",
+    ]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_unet_that_only_names_tell_has_its_last_layers_in_base(order: int) -> None:
+    # They had a place in a block of no group, so that nobody saw them.
+    modules = ["lora_unet_conv_norm_out", "lora_unet_down_blocks_0_resnets_0_norm1"][::order]
+    found = blocks_of_file(modules, None)
+    assert found.places["lora_unet_conv_norm_out"].block == "BASE"
+    assert {place.block for place in found.places.values()} <= set(found.blocks)
