@@ -44,6 +44,15 @@ PROJECTIONS = (
 )
 
 
+ORDER = ("q", "k", "v", "kv", "qkv", "out")
+
+
+def in_order(part: str) -> tuple[str, int]:
+    """Returns a key that sorts parts by name, and the projections of an attention as they run."""
+    stem, _, projection = part.rpartition(".")
+    return (stem, ORDER.index(projection)) if projection in ORDER else (part, 0)
+
+
 @lru_cache(maxsize=65536)
 def part_of(layer: str, *, two_streams: bool = False, single_stream: bool = False) -> str:
     """Returns the part of its block that a layer is.

@@ -10,6 +10,7 @@ from aiohttp import web
 from ...algorithms.binding import families
 from ...algorithms.block_weights import BlockWeights
 from ...algorithms.families.blocks import BlockMap
+from ...algorithms.families.parts import in_order
 from ..host.blocks import blocks_in_use, energies
 from ..host.files import load_adapter
 from ..host.preset_files import preset_text
@@ -68,7 +69,7 @@ def _block(name: str, parts: Mapping[str, list[float | None]]) -> dict[str, Any]
         "energy": _norm(everything),
         "parts": [
             {"name": part, "touched": True, "energy": _norm(squares)}
-            for part, squares in sorted(parts.items())
+            for part, squares in sorted(parts.items(), key=lambda one: in_order(one[0]))
         ],
     }
 

@@ -286,7 +286,9 @@ def test_the_route_tells_the_blocks_of_a_file(pictures: Pictures):
     assert answer["family"] == "SD 1.x"
     blocks = {block["name"]: block for group in answer["groups"] for block in group["blocks"]}
     assert blocks["IN01"]["touched"]
-    assert [part["name"] for part in blocks["IN01"]["parts"]][:2] == ["attn1.k", "attn1.out"]
+    assert [part["name"] for part in blocks["IN01"]["parts"]][:4] == [
+        f"attn1.{projection}" for projection in ("q", "k", "v", "out")
+    ]
     assert all(blocks[name]["energy"] > 0 for name in ("IN01", "M00", "L00"))
     untouched = [block for block in blocks.values() if not block["touched"]]
     assert all(block["energy"] == 0 for block in untouched)
