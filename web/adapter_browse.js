@@ -10,7 +10,7 @@ import { t } from "./i18n.js";
 
 const COMBO = "adapter";
 const MARGIN = 4;
-const HEIGHT = 24 + 2 * MARGIN;
+const HEIGHT = 20 + 2 * MARGIN;
 
 /**
  * Adds the row to a node that has the list.
@@ -40,10 +40,10 @@ export function addAdapterBrowser(node) {
   const row = element("div", { class: "anyadapter-browse", onwheel: zoomCanvas }, browse, info);
   const widget = node.addDOMWidget("browse", "anyadapter_browse", row, {
     serialize: false, // not sent with the prompt
-    getMinHeight: () => HEIGHT,
-    getMaxHeight: () => HEIGHT,
     margin: MARGIN,
   });
+  widget.computeSize = () => [0, HEIGHT];
+  widget.computeLayoutSize = undefined; // else the row would share what room is left in the node
   widget.serialize = false; // not stored in the workflow
   moveBehind(node, widget, combo);
 

@@ -291,6 +291,14 @@ def test_the_row_is_neither_stored_nor_sent(page: ComfyPage):
     assert sent["output"]["1"]["inputs"]["strength_clip"] == 0.5
 
 
+def test_the_row_takes_no_more_room_than_a_widget(page: ComfyPage):
+    open_loader(page)
+    box = page.find(BROWSE).bounding_box()
+    assert box is not None
+    assert 15 < box["height"] < 32
+    assert box["width"] > 200
+
+
 def test_a_stored_workflow_and_a_copied_node_keep_their_values(page: ComfyPage):
     open_loader(page)
     values = "node => node.widgets.filter(w => w.serialize !== false).map(w => w.value)"

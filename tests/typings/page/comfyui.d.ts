@@ -6,6 +6,8 @@ declare module "comfyui" {
     label?: string;
     value: unknown;
     serialize?: boolean;
+    computeSize?: (() => [width: number, height: number]) | undefined;
+    computeLayoutSize?: ((node: Node) => object) | undefined;
     options?: { values?: string[] | (() => string[]) };
     callback?: ((...values: any[]) => any) | undefined;
   }
@@ -61,7 +63,6 @@ declare module "comfyui" {
       options: {
         serialize?: boolean;
         getMinHeight?: () => number;
-        getMaxHeight?: () => number;
         margin?: number;
         getValue?: () => string;
         setValue?: (value: unknown) => void;
