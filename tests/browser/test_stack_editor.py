@@ -27,6 +27,7 @@ THREE = f"{INK} | 0.8\n{SOFT} | 0.5\n{FACE} | 1"
 ROWS = ".anyadapter-stack-row"
 NAMES = ".anyadapter-stack-name"
 NUMBERS = ".anyadapter-number:visible"
+HANDLES = ".anyadapter-range-handle"
 ALL = ".anyadapter-stack-header [role=checkbox]"
 AREA = ".anyadapter-stack-area"
 
@@ -367,7 +368,7 @@ def test_the_menu_of_a_row(page: ComfyPage):
 def test_steps_are_set_below_a_row(page: ComfyPage):
     rows = opened(page, THREE, 3)
     rows.first.locator(".anyadapter-stack-fold").click()
-    start, end = rows.first.get_by_role("slider").all()
+    start, end = rows.first.locator(HANDLES).all()
     end.focus()
     for _ in range(4):
         page.tab.keyboard.press("PageDown")
@@ -479,7 +480,7 @@ def test_all_is_kept_in_the_workflow(page: ComfyPage):
     text = f"# my looks\n\n{INK} | 0.8 | clip 0.5 | blocks IN:0.5\n{SOFT} | 1 | off\n"
     rows = opened(page, text, 2)
     rows.nth(1).locator(".anyadapter-stack-fold").click()
-    expect(rows.nth(1).get_by_role("slider")).to_have_count(2)
+    expect(rows.nth(1).locator(HANDLES)).to_have_count(2)
     expect(rows.nth(1).locator(".anyadapter-stack-words button")).to_have_count(1)
     settle(page)
     stored = page.run("() => app.graph.serialize()")
@@ -487,7 +488,7 @@ def test_all_is_kept_in_the_workflow(page: ComfyPage):
     assert node["widgets_values"] == [text, "hook", -1]
     page.run("async workflow => { await app.loadGraphData(workflow) }", stored)
     expect(page.find(ROWS)).to_have_count(2)
-    expect(page.find(ROWS).nth(1).get_by_role("slider")).to_have_count(2)
+    expect(page.find(ROWS).nth(1).locator(HANDLES)).to_have_count(2)
     expect(page.find(".anyadapter-stack-words button")).to_have_count(1)
     settle(page)
     assert text_of(page) == text
