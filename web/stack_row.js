@@ -141,9 +141,9 @@ export class RowView {
     return this.#detail !== null;
   }
 
-  /** The name of the file that is meant. */
+  /** The name of the file that is meant; empty where there is none, or it is not known yet. */
   get file() {
-    return this.#shown.file || this.row.adapter;
+    return this.#shown.file;
   }
 
   /**
@@ -326,7 +326,6 @@ class RowDetail {
       element("div", { class: "anyadapter-stack-wide" }, this.#blocksPlace, this.#seedLine),
     );
     this.show();
-    void this.#mountEditor();
   }
 
   show() {
@@ -339,6 +338,7 @@ class RowDetail {
     if (this.#file !== this.#view.file) {
       this.#file = this.#view.file;
       void this.#showFacts();
+      void this.#mountEditor();
     }
   }
 
@@ -358,11 +358,11 @@ class RowDetail {
 
   async #mountEditor() {
     const { BlockEditor } = await optional("block_editor.js");
-    if (!BlockEditor || this.#isClosed) return;
+    if (!BlockEditor || !this.#file || this.#editor || this.#isClosed) return;
     const detail = this;
     this.#editor = new BlockEditor(
       {
-        adapter: () => this.#view.file,
+        adapter: () => this.#file,
         seed: () => this.#view.row.seed,
         get text() {
           return detail.#view.row.blocks;
@@ -383,6 +383,7 @@ class RowDetail {
     const file = this.#file;
     this.#picture.hidden = true;
     this.#words.replaceChildren();
+    if (!file) return;
     const facts = await adapter(file).catch(() => null); // it has none, then
     if (file !== this.#file || !facts) return;
     if (facts.preview) this.#picture.src = preview(file);
