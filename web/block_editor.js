@@ -140,7 +140,7 @@ export class BlockEditor {
     this.#view = view;
     this.#onHeight = onHeight;
     this.#undo = new UndoStep(this.element, () => this.refresh());
-    this.element.addEventListener("wheel", zoomCanvas);
+    this.element.addEventListener("wheel", (event) => this.#onWheel(event), { passive: false });
     this.element.addEventListener("pointerdown", (event) => {
       // Else the node would be dragged, or with Alt be copied.
       if (event.button === 0) event.stopPropagation();
@@ -729,6 +729,18 @@ export class BlockEditor {
     });
   }
 
+  /** @param {WheelEvent} event */
+  #onWheel(event) {
+    const inside = event.target instanceof Node && this.#scroller.contains(event.target);
+    if (!inside || !this.#isScrolled() || event.ctrlKey || event.metaKey) {
+      zoomCanvas(event);
+      return;
+    }
+    event.preventDefault();
+    event.stopPropagation();
+    this.#scroller.scrollTop += event.deltaY;
+  }
+
   // How high it is
 
   /** Takes the height that the content needs, with the highest sliders that fit. */
@@ -741,6 +753,12 @@ export class BlockEditor {
       if (needed <= MAX_HEIGHT) break;
     }
     this.#resize(Math.min(needed, MAX_HEIGHT));
+    // Or else Nodes 2.0 would take the wheel for the canvas.
+    this.#scroller.dataset.captureWheel = String(this.#isScrolled());
+  }
+
+  #isScrolled() {
+    return this.#scroller.scrollHeight > this.#scroller.clientHeight;
   }
 
   /** Returns how high the body is with nothing to be scrolled. */

@@ -84,7 +84,8 @@ export class Sliders {
     this.element.addEventListener("dblclick", (event) => {
       if (!event.altKey) this.#setTo(this.#at(event), 1);
     });
-    this.element.addEventListener("wheel", (event) => this.#onWheel(event), { passive: false });
+    this.element.addEventListener("pointerenter", () => this.#listenToWheel(true));
+    this.element.addEventListener("pointerleave", () => this.#listenToWheel(false));
   }
 
   /**
@@ -224,8 +225,22 @@ export class Sliders {
     this.#actions.end();
   }
 
+  /**
+   * Listens to the wheel before all others: Nodes 2.0 would take it for the canvas.
+   *
+   * @param {boolean} on
+   */
+  #listenToWheel(on) {
+    if (on) window.addEventListener("wheel", this.#onWheel, { capture: true, passive: false });
+    else window.removeEventListener("wheel", this.#onWheel, { capture: true });
+  }
+
   /** @param {WheelEvent} event */
-  #onWheel(event) {
+  #onWheel = (event) => {
+    if (!(event.target instanceof Node && this.element.contains(event.target))) {
+      this.#listenToWheel(false); // it went away from under the mouse
+      return;
+    }
     const index = this.#at(event);
     const sideways = Math.abs(event.deltaX) > Math.abs(event.deltaY) && !event.shiftKey;
     if (this.#idle[index] || event.ctrlKey || event.metaKey || sideways) return;
@@ -238,7 +253,7 @@ export class Sliders {
     const step = event.shiftKey ? FINE_STEP : STEP;
     this.#shiftBy(index, -Math.sign(this.#wheel) * step);
     this.#wheel = 0;
-  }
+  };
 
   /**
    * @param {KeyboardEvent} event

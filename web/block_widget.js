@@ -3,6 +3,7 @@
 import { BlockEditor, forgetBlocks, HEAD_HEIGHT } from "./block_editor.js";
 import { debounced, followedBy } from "./dom.js";
 import { t } from "./i18n.js";
+import { keepMounted } from "./nodes_2.js";
 
 const WAIT_MS = 150;
 const MARGIN = 4;
@@ -58,14 +59,18 @@ export function addBlockEditor(node) {
     getMaxHeight: height,
   });
   widget.serialize = false; // not stored in the workflow
+  keepMounted(node, editor.element, "blocks");
 
   const update = debounced(() => editor.refresh(), WAIT_MS);
   for (const one of [blocks, adapter, seed])
     if (one) one.callback = followedBy(one.callback, update);
   node.onConfigure = followedBy(node.onConfigure, () => editor.refresh()); // loaded, pasted, undone
   node.onConnectionsChange = followedBy(node.onConnectionsChange, update);
-  // A run is when a file that was replaced is noticed.
-  node.onExecuted = followedBy(node.onExecuted, forgetBlocks);
+  // A run tells on which blocks of the model the layers lie, and notices a file that was replaced.
+  node.onExecuted = followedBy(node.onExecuted, () => {
+    forgetBlocks();
+    update();
+  });
   node.onRemoved = followedBy(node.onRemoved, () => editor.close());
 }
 
@@ -111,7 +116,7 @@ function fit(node, editor) {
     const [width, full] = [drawn.offsetWidth - wider, drawn.offsetHeight - higher];
     const wanted = open ? Math.max(width, MIN_WIDTH) : width;
     element.style.setProperty("--height", `${height}px`);
-    drawn.style.setProperty("--node-height", `${full}px`);
+    drawn.style.setProperty("--node-height", `${full + height - HEAD_HEIGHT}px`);
     drawn.style.setProperty("--node-width", `${wanted}px`);
     node.properties[GROWN] = [wanted - width, drawn.offsetHeight - full];
     return;
@@ -119,7 +124,7 @@ function fit(node, editor) {
   element.style.setProperty("--height", `${height}px`);
   const [width, full] = [node.size[0] - wider, node.size[1] - higher];
   const wanted = open ? Math.max(width, MIN_WIDTH) : width;
-  const needed = Math.max(full, node.computeSize()[1]);
+  const needed = Math.max(full + height - HEAD_HEIGHT, node.computeSize()[1]);
   node.properties[GROWN] = [wanted - width, needed - full];
   node.setSize([wanted, needed]);
   node.setDirtyCanvas(true, true);
