@@ -295,7 +295,7 @@ def test_the_row_takes_no_more_room_than_a_widget(page: ComfyPage):
     open_loader(page)
     box = page.find(BROWSE).bounding_box()
     assert box is not None
-    assert 15 < box["height"] < 32
+    assert 20 < box["height"] < 32
     assert box["width"] > 200
 
 
