@@ -25,6 +25,8 @@ NOTES = {
     "zh": "起始值/内部值 来自其他节点",
     "zh-TW": "起始值/内部值 来自其他节点",
 }
+EDITORS = {"ja": "ブロック", "zh": "块权重", "zh-TW": "块权重"}
+STACKS = {"ja": "アダプターを追加", "zh": "添加适配器", "zh-TW": "添加适配器"}
 LOAD: dict[str, Any] = {
     "id": 1,
     "type": "AnyAdapterLoad",
@@ -57,6 +59,15 @@ SOURCE: dict[str, Any] = {
 }
 
 
+STACK: dict[str, Any] = {
+    "id": 4,
+    "type": "AnyAdapterStack",
+    "pos": [780, 100],
+    "size": [320, 300],
+    "widgets_values": ["locon.safetensors | 0.8", "hook", -1],
+}
+
+
 @pytest.fixture(scope="module", autouse=True)
 def adapters(server: ComfyServer) -> None:
     make_example_adapters(server.base_directory)
@@ -67,7 +78,7 @@ def language(page: ComfyPage, request: pytest.FixtureRequest) -> Iterator[str]:
     """The language in which the page was loaded, with a workflow in it."""
     page.setting("Comfy.Locale", request.param)
     page.reload()
-    page.open(LOAD, SCHEDULE, SOURCE, links=[[1, 3, 0, 2, 0, "FLOAT"]])
+    page.open(LOAD, SCHEDULE, SOURCE, STACK, links=[[1, 3, 0, 2, 0, "FLOAT"]])
     yield request.param
     page.setting("Comfy.Locale", "en")
     page.reload()
@@ -99,6 +110,8 @@ def test_tooltips_are_translated(page: ComfyPage, language: str):
 def test_words_of_widgets_are_translated(page: ComfyPage, language: str):
     note = page.find("svg[data-plot=schedule] + [role=status]")
     expect(note).to_contain_text(NOTES[language])
+    expect(page.find(".anyadapter-blocks-fold")).to_contain_text(EDITORS[language])
+    expect(page.find(".anyadapter-stack-add")).to_contain_text(STACKS[language])
 
 
 def test_a_prompt_has_the_names_that_python_knows(page: ComfyPage, language: str):
