@@ -581,7 +581,7 @@ def test_rules_on_single_layers_are_kept(page: ComfyPage):
 
 
 @pytest.mark.parametrize("adapter", [SD, SDXL, FLUX])
-def test_the_server_reads_what_the_page_writes(page: ComfyPage, server: ComfyServer, adapter: str):
+def test_the_server_reads_what_the_page_writes(page: ComfyPage, adapter: str):
     """Random weights of blocks and parts come back as they were."""
     script = f"""async adapter => {{
         const {{ blockText }} = await import('{TEXT_MODULE}');
