@@ -75,6 +75,8 @@ export class BlockEditor {
   #made = "";
   /** @type {string | null} What was written here last, and not yet read by the server. */
   #own = null;
+  /** What was read when something was told of it: read again, it does not take the place of other notes. */
+  #told = "";
   #linked = false;
   /** @type {{ block: string, before: BlockWeights } | null} What there was before solo. */
   #soloed = null;
@@ -165,7 +167,7 @@ export class BlockEditor {
     try {
       await this.#read(text, isLatest);
     } catch (error) {
-      if (isLatest()) this.#tell(error instanceof Error ? error.message : String(error), true);
+      if (isLatest()) this.#tellRead(error instanceof Error ? error.message : String(error), true);
     }
     if (isLatest()) this.#presets?.mark();
   }
@@ -211,7 +213,7 @@ export class BlockEditor {
       this.#source.locked?.() || (adapter ? "" : t("blocks_no_file", "No file is chosen."));
     this.#body.classList.toggle("anyadapter-blocks-locked", locked !== "");
     if (locked) {
-      this.#tell(locked);
+      this.#tellRead(locked);
       return;
     }
     if (!this.#model) this.#tell(t("blocks_reading", "Reading the file …"));
@@ -232,7 +234,8 @@ export class BlockEditor {
     if (!isLatest()) return;
     this.#own = null;
     this.#model.take(weights);
-    this.#tell(weights.notes.join(" "));
+    if (key !== this.#told) this.#tellRead(weights.notes.join(" "));
+    this.#told = key;
     this.#paint();
   }
 
@@ -692,6 +695,17 @@ export class BlockEditor {
   }
 
   // What is said
+
+  /**
+   * Tells what came of reading file and text.
+   *
+   * @param {string} sentence
+   * @param {boolean} [wrong]
+   */
+  #tellRead(sentence, wrong = false) {
+    this.#told = "";
+    this.#tell(sentence, wrong);
+  }
 
   /**
    * @param {string} sentence

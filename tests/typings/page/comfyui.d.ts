@@ -63,6 +63,7 @@ declare module "comfyui" {
       options: {
         serialize?: boolean;
         getMinHeight?: () => number;
+        getMaxHeight?: () => number;
         margin?: number;
         getValue?: () => string;
         setValue?: (value: unknown) => void;
