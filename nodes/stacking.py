@@ -185,7 +185,8 @@ def _trigger_words(rows: Iterable[Row]) -> tuple[list[str], list[str]]:
             path = adapter_path(name)
             known = describe(read_header(path).metadata, read_sidecar(path)).trigger_words
             said = [word for word in known if word.source != "folder"]
-            words |= dict.fromkeys(word.text for word in said or known)
+            phrases = ",".join(word.text for word in said or known)
+            words |= dict.fromkeys(filter(None, map(str.strip, phrases.split(","))))
         except FileError as error:  # the file may still be one for a node behind the LORA_STACK
             notes.append(f"No trigger words of {name}: {error}")
     return list(words), notes
