@@ -48,8 +48,9 @@ def entries_of(count: int, blocks: BlockMap) -> list[Entry]:
     known = lists_for(blocks)
     if count not in known:
         fitting = ", ".join(map(str, sorted(known)))
+        there_are = f"there are lists of {fitting} numbers" if known else "the model is unknown"
         raise BlockWeightsError(
-            f"A list of {count} block weights fits nothing here: there are lists of {fitting} numbers. "
+            f"A list of {count} block weights fits nothing here: {there_are}. "
             "Or name the blocks: IN04:0.5, OUT:0."
         )
     return known[count]

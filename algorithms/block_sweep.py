@@ -62,7 +62,7 @@ def sweep(
         )
     steps: list[Step] = []
     for name, members in _tried(groups, touched, level):
-        items = [*start, f"{name}:{weight:g}"]
+        items = [*start, f"{name}:{weight:.6g}"]
         items += _overruled(
             BlockWeights.parse(", ".join(items), find_preset), blocks, members, weight
         )

@@ -25,15 +25,22 @@ from .families.blocks import BASE, ENCODERS, LISTS, NAMES, TEXT_ENCODERS, BlockM
 
 ALL = "ALL"
 LARGEST = 100.0
-NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)"
+NUMBER = r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?"
 VALUE = re.compile(
     rf"(?P<number>{NUMBER})|(?P<random>[RU])(?:\((?P<low>{NUMBER})\.\.(?P<high>{NUMBER})\))?"
-    rf"|(?P<letter>[ABXab])(?P<offset>[-+]\d+\.?\d*)?"
+    rf"|(?P<letter>[ABXab])(?P<offset>[-+]\d+(?:\.\d*)?)?"
 )
 SPANS = {"R": (0.0, 1.0), "U": (-0.5, 1.5)}
 """Between which the random weights lie, as in sd-webui-lora-block-weight."""
 SELECTOR = re.compile(r"(?P<first>[A-Za-z0-9]+)(?:-(?P<last>[A-Za-z0-9]+))?(?:\.(?P<part>[\w.]+))?")
-ALIASES = {"CLIP": ("L", "G", "H"), "T5": ("T",), "DBL": ("DOUBLE",), "MIDDLE_BLOCK": ("MID",)}
+ALIASES = {
+    "CLIP": ("L", "G", "H"),
+    "T5": ("T",),
+    "M": ("MID",),
+    "D": ("DOUBLE",),
+    "DBL": ("DOUBLE",),
+    "S": ("SINGLE",),
+}
 """Names that others have for groups."""
 STARTS = {*LISTS.values(), *ENCODERS.values()}
 HOW_TO_WRITE = 'Write names and numbers as in "IN04:0.5, OUT:0", a list of numbers, or a preset'
@@ -54,6 +61,12 @@ class Value:
 
     low: float
     high: float
+
+    def text(self) -> str:
+        """Returns it as it is written."""
+        if self.low == self.high:
+            return _written(self.low)
+        return f"R({_written(self.low)}..{_written(self.high)})"
 
     def drawn(self, *key: object) -> float:
         """Returns the number; the same key draws the same one."""
@@ -78,6 +91,12 @@ class Rule:
     """Whether all blocks but these are meant."""
     other_layers: bool = False
     """Whether all layers but these are meant."""
+
+    def text(self) -> str:
+        """Returns a rule by layers as it is written."""
+        blocks = f"{'NOT ' * self.other_blocks}{' '.join(self.names)}"
+        layers = f"{'NOT ' * self.other_layers}{' '.join(self.layers)}"
+        return f"{blocks}:{layers}:{self.value.text()}"
 
 
 @dataclass(frozen=True)
@@ -113,13 +132,20 @@ class BlockWeights:
         while pieces and not pieces[-1]:
             pieces.pop()
         letters = dict(_letters(pieces))
-        named = re.fullmatch(r"[^:.]+:\s*(.+)", pieces[0]) if len(pieces) > 1 else None
-        if named and all(VALUE.fullmatch(piece) for piece in (named[1], *pieces[1:])):
-            pieces[0] = named[1]  # a line of a presets' file: NAME:1,0,0
+        named = re.fullmatch(r"([^:]+):\s*([^:]+)", pieces[0]) if len(pieces) > 1 else None
+        if (
+            named
+            and not _may_name_blocks(named[1])
+            and all(VALUE.fullmatch(piece) for piece in (named[2], *pieces[1:]))
+        ):
+            pieces[0] = named[2]  # a line of a presets' file: NAME:1,0,0
         items: list[Rule | NumberList] = []
         numbers: list[Value] = []
         for place, piece in enumerate(pieces, 1):
             where = f'Item {place} of the block weights ("{piece}")'
+            following = pieces[place : place + 1]
+            if not piece and not (numbers and any(map(VALUE.fullmatch, following))):
+                continue
             if VALUE.fullmatch(piece):
                 numbers.append(_value(where, piece, letters))
                 continue
@@ -153,9 +179,7 @@ class BlockWeights:
             if isinstance(item, Rule):
                 rules.append(item)
                 continue
-            rules.append(Rule((ALL,), Value(0.0, 0.0)))
-            for names, value in zip(entries_of(len(item.values), blocks), item.values, strict=True):
-                rules += _rules_of_entry(names, value)
+            rules += _rules_of_list(item.values, blocks)
         known = _Names(blocks)
         placed: list[_PlacedRule] = []
         for order, rule in enumerate(rules):
@@ -164,7 +188,8 @@ class BlockWeights:
                 notes.append(f"{listed(absent)}: no such block in this model.")
             if rule.other_blocks:
                 covered = {block: 0 for block in blocks.blocks if block not in covered}
-            values = {block: rule.value.drawn(seed, order, block) for block in covered}
+            what = (rule.part, *rule.layers)
+            values = {block: rule.value.drawn(seed, block, *what) for block in covered}
             placed.append(_PlacedRule(rule, covered, values, order))
         return PlacedWeights(blocks, tuple(placed), tuple(notes))
 
@@ -214,9 +239,9 @@ class PlacedWeights:
     _found: dict[Place, float] = field(default_factory=dict[Place, float])
 
     @property
-    def by_layer(self) -> bool:
-        """Whether some layers have weights by their own names, which no block or part tells."""
-        return any(one.rule.layers for one in self._rules)
+    def by_layer(self) -> list[str]:
+        """The weights that some layers have by their own names, as text: no block or part tells."""
+        return [one.rule.text() for one in self._rules if one.rule.layers]
 
     def of_block(self, block: str) -> float:
         """Returns the weight of a block where nothing is said of its parts."""
@@ -254,18 +279,18 @@ class PlacedWeights:
         for group in self.blocks.groups:
             values = [self.of_block(block) for block in group.blocks]
             if len(set(values)) == 1:
-                items += [] if values[0] == 1 else [f"{group.name}:{values[0]:g}"]
+                items += [] if values[0] == 1 else [f"{group.name}:{_written(values[0])}"]
             else:
                 named = zip(group.blocks, values, strict=True)
-                items += [f"{block}:{value:g}" for block, value in named if value != 1]
+                items += [f"{block}:{_written(value)}" for block, value in named if value != 1]
         places = dict.fromkeys(self.blocks.places.values())
         parts = {place: self.of_part(place.block, place.part) for place in places}
         items += [
-            f"{place.block}.{place.part}:{value:g}"
+            f"{place.block}.{place.part}:{_written(value)}"
             for place, value in parts.items()
             if value != self.of_block(place.block)
         ]
-        return ", ".join(items)
+        return ", ".join([*items, *self.by_layer])
 
 
 def weighted(
@@ -365,10 +390,32 @@ def _split(block: str) -> tuple[str, int]:
     return (found[1], int(found[2])) if found else (block, -1)
 
 
-def _rules_of_entry(names: Sequence[str], value: Value) -> Iterator[Rule]:
-    for name in names:
-        block, _, layer = name.partition("/")
-        yield _FromList((block,), value, layers=(layer.replace(".", "_"),) if layer else ())
+def _rules_of_list(values: Sequence[Value], blocks: BlockMap) -> Iterator[Rule]:
+    """Yields what a list stands for; what it says nothing of is 0, as in other tools."""
+    yield Rule((ALL,), Value(0.0, 0.0))
+    by_layer: list[_FromList] = []
+    for names, value in zip(entries_of(len(values), blocks), values, strict=True):
+        for name in names:
+            block, _, layer = name.partition("/")
+            yield _FromList((block,), value)
+            if layer:
+                by_layer.append(_FromList((block,), value, layers=(layer.replace(".", "_"),)))
+    if len({rule.value for rule in by_layer}) > 1:  # else the block says it all
+        yield from by_layer
+
+
+def _may_name_blocks(text: str) -> bool:
+    """Whether a text is a name of blocks, be they those of another model."""
+    found = SELECTOR.fullmatch(text.strip())
+    if found is None:
+        return False
+    start, _ = _split(_spelled(found["first"]))
+    return start in STARTS or start in (*NAMES, *ALIASES)
+
+
+def _written(number: float) -> str:
+    """Returns a number in digits that are read again."""
+    return f"{number:.6f}".rstrip("0").rstrip(".")
 
 
 def _letters(pieces: Iterable[str]) -> Iterator[tuple[str, float]]:

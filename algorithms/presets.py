@@ -88,6 +88,11 @@ def checked_name(name: str) -> str:
             f'"{name}" cannot be the name of a preset: commas and colons part the block weights in '
             "a text."
         )
+    if name.startswith("%") or "|" in name:
+        raise PresetError(
+            f'"{name}" cannot be the name of a preset: no text of block weights begins with %, and | '
+            "parts the fields of a row of Adapter Stack."
+        )
     taken = _other_meaning(name)
     if taken:
         raise PresetError(

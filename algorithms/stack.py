@@ -28,8 +28,8 @@ NO_NAMES = (None, "", "None")
 """What stands in a LORA_STACK where no file was chosen."""
 LINE_BREAK = re.compile(r"\r\n|\n|\r")
 BLANKS = " \t\u00a0\u3000"
-NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
-PROGRESS = r"(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?%?"
+NUMBER = re.compile(r"[+-]?(\d+(?:\.\d*)?|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+PROGRESS = r"(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?%?"
 SPAN = re.compile(rf"({PROGRESS})[{BLANKS}]*-[{BLANKS}]*({PROGRESS})", re.ASCII | re.IGNORECASE)
 SEED = re.compile(r"\d{1,16}", re.ASCII)
 FIELD = re.compile(rf"(clip|blocks|steps|seed|off)(?:[{BLANKS}]+(.*))?", re.DOTALL)
@@ -93,11 +93,14 @@ def format_stack(rows: Iterable[Row]) -> str:
 def rows_of(lora_stack: Any) -> tuple[Row, ...]:
     """Returns the rows of a stack as other packs exchange it.
 
-    It is a list of name, strength of the model and strength of CLIP; the name "None" is an empty place.
+    It is a list of name, strength of the model and strength of CLIP; the name "None" is an empty
+    place, and None an empty stack.
 
     Raises:
         StackError: It is something else; the message tells the entry.
     """
+    if lora_stack is None:
+        return ()
     if not isinstance(lora_stack, list | tuple):
         raise StackError(
             f"A LORA_STACK is a list, and this is {_kind(lora_stack)}. Connect an output of that type."
@@ -254,6 +257,11 @@ def _tag(place: str, line: str) -> Row:
             raise StackError(f'{place}: "{option}" means nothing here. A tag has te=, unet=, lbw=.')
         if not value:
             raise StackError(f"{place}: there is nothing behind {key}=.")
+        if key == "lbw" and key in named:
+            raise StackError(
+                f'{place}: "{option}" comes after block weights. Names of blocks have colons, which part '
+                'a tag: write "NAME | 0.8 | blocks IN04:0.5".'
+            )
         named[key] = value  # a name counts before a position, which stands ahead of it
     strengths = {key: _strength(place, key, named[key]) for key in ("te", "unet") if key in named}
     te = strengths.get("te", strengths.get("unet", 1.0))

@@ -22,6 +22,7 @@ from .host.embeddings import offer
 from .host.files import load_adapter
 from .host.keymaps import diffusion_model_key_map, text_encoder_key_map
 from .host.memory import AUTOMATIC
+from .host.messages import ReadingBar
 from .host.preset_files import preset_text
 
 MODEL = "diffusion model"
@@ -88,7 +89,9 @@ def adapt(wish: Wish, model: Any, clip: Any) -> Adapted:
         raise AdapterError("There is nothing to adapt: connect a model or a CLIP.")
     if all(strengths[name] == 0 for name in connected):
         return Adapted(model, clip, f"Strength 0: {wish.adapter} was not read.")
-    adapter_set = load_adapter(wish.adapter, wish.rank, corrections=wish.corrections)
+    adapter_set = load_adapter(
+        wish.adapter, wish.rank, corrections=wish.corrections, progress=ReadingBar()
+    )
     notes: list[str] = []
     key_maps = {name: KEY_MAPS[name](parts[name]) for name in connected}
     bindings: dict[str, Binding] = {}

@@ -23,7 +23,7 @@ from .host.bindings import binding_of
 from .host.blocks import all_blocks, places_of
 from .host.files import adapter_names, adapter_path, adapter_state, load_adapter
 from .host.images import as_image
-from .host.messages import show_text
+from .host.messages import ReadingBar, show_text
 
 SECTIONS = {"model": "Diffusion model", "clip": "Text encoders"}
 PARTS_ORDER = ("img", "txt", "attn1", "attn2", "attn", "linear1", "linear2", "mlp", "conv", "norm")
@@ -75,7 +75,7 @@ class InspectAdapter(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, adapter: str, **_: Any) -> str:
+    def fingerprint_inputs(cls, adapter: str | None, **_: Any) -> str:
         """Returns what changes when the file does."""
         return str(adapter_state(adapter))
 
@@ -104,7 +104,7 @@ def look_at(adapter: str, model: Any, clip: Any) -> Seen:
     Raises:
         AdapterError: The file cannot be read.
     """
-    adapter_set = load_adapter(adapter)
+    adapter_set = load_adapter(adapter, progress=ReadingBar())
     connected = {name: part for name, part in ((MODEL, model), (CLIP, clip)) if part is not None}
     key_maps = {name: KEY_MAPS[name](part) for name, part in connected.items()}
     bindings, misfits = _bindings(adapter_set, key_maps)

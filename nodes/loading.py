@@ -125,7 +125,7 @@ class LoadAdapter(io.ComfyNode):
                         "blocks_seed",
                         default=0,
                         min=0,
-                        max=0xFFFFFFFFFFFFFFFF,
+                        max=2**53 - 1,  # what a page can tell exactly
                         optional=True,
                         tooltip="Of the random weights R and U in blocks.",
                     )
@@ -158,7 +158,12 @@ class LoadAdapter(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(
-        cls, adapter: str, strength_model: float, strength_clip: float, blocks: str = "", **_: Any
+        cls,
+        adapter: str | None,
+        strength_model: float,
+        strength_clip: float,
+        blocks: str | None = "",
+        **_: Any,
     ) -> str:
         """Returns what changes when the file or a preset in `blocks` does, so that it is taken up."""
         if strength_model == 0 and strength_clip == 0:

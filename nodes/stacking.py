@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 from comfy_api.latest import io
 
+from ..algorithms.block_weights import BlockWeights
 from ..algorithms.errors import AdapterError, FileError, listed
 from ..algorithms.formats.description import describe, read_sidecar
 from ..algorithms.formats.read import read_header
@@ -18,7 +20,7 @@ from .host.applying import Mode
 from .host.files import adapter_names, adapter_path, adapter_state
 from .host.memory import AUTOMATIC
 from .host.messages import show_text
-from .host.preset_files import own_texts
+from .host.preset_files import own_texts, preset_text
 from .schema import advanced, drawn_by_page
 from .sockets import LoraStackSocket
 
@@ -106,7 +108,11 @@ class AdapterStack(io.ComfyNode):
     def validate_inputs(cls, adapters: str | None) -> bool | str:
         """Returns what is wrong with the text, so that nothing runs before it is mended."""
         try:
-            _own_rows(adapters or "")  # None: it comes from another node, when that has run
+            rows = _own_rows(adapters or "")  # None: it comes from another node, when that has run
+            for row in rows:
+                if row.is_read:
+                    with _told_of(row):
+                        BlockWeights.parse(row.blocks, preset_text)
         except AdapterError as error:
             return str(error)
         return True
@@ -137,7 +143,8 @@ class AdapterStack(io.ComfyNode):
             reports.append(NOTHING_TO_ADAPT)
         else:
             for row in used:
-                adapted = adapt(_wish(row, mode, memory_mb), model, clip)
+                with _told_of(row):
+                    adapted = adapt(_wish(row, mode, memory_mb), model, clip)
                 model, clip = adapted.model, adapted.clip
                 reports.append(f"{row.adapter}\n{adapted.report}")
         words, notes = _trigger_words(row for row in used if row.is_read)
@@ -145,6 +152,17 @@ class AdapterStack(io.ComfyNode):
         show_text(cls.hidden.unique_id, text)
         stack = [(row.adapter, row.strength_model, row.strength_clip) for row in used]
         return io.NodeOutput(model, clip, stack, ", ".join(words), text, ui={"text": [text]})
+
+
+@contextmanager
+def _told_of(row: Row) -> Generator[None]:
+    """Makes errors say of which row they are."""
+    try:
+        yield
+    except AdapterError as error:
+        if row.adapter in str(error):
+            raise
+        raise type(error)(f"{row.adapter}: {error}") from error
 
 
 def _own_rows(text: str) -> list[Row]:

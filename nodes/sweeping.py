@@ -16,7 +16,7 @@ from .host.bindings import binding_of
 from .host.blocks import all_blocks, places_of
 from .host.files import adapter_names, adapter_state, load_adapter
 from .host.images import Pixels, as_image, pictures
-from .host.preset_files import preset_text
+from .host.preset_files import own_texts, preset_text
 
 SECTIONS = {"diffusion model": ("model",), "text encoders": ("clip",), "both": ("model", "clip")}
 PICTURES, DIFFERENCES = "pictures", "difference to the first"
@@ -108,9 +108,9 @@ class BlockSweep(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, adapter: str, **_: Any) -> str:
-        """Returns what changes when the file does."""
-        return str(adapter_state(adapter))
+    def fingerprint_inputs(cls, adapter: str | None, base: str | None, **_: Any) -> str:
+        """Returns what changes when the file or a preset in `base` does."""
+        return str((adapter_state(adapter), *own_texts(base or "")))
 
     @classmethod
     def execute(

@@ -18,7 +18,7 @@ OWN_PARTS = {
     "keymap": {"errors", "layers"},
     "formats": {"formats", "adapters", "errors", "shapes"},
     "families": {"families", "keymap"},
-    "analysis": {"adapters", "analysis", "families", "shapes"},
+    "analysis": {"adapters", "analysis", "errors", "families", "shapes"},
     "binding": {"adapters", "keymap", "families", "formats", "errors"},
     "block_lists": {"errors", "families"},
     "block_weights": {"binding", "block_lists", "errors", "families"},

@@ -26,8 +26,8 @@ export const LARGEST_SEED = Number.MAX_SAFE_INTEGER;
 
 const BLANK = "[ \\t\\u00a0\\u3000]";
 const OUTER_BLANKS = new RegExp(`^${BLANK}+|${BLANK}+$`, "g");
-const NUMBER = /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i;
-const PROGRESS = "(?:\\d+\\.?\\d*|\\.\\d+)(?:e[+-]?\\d+)?%?";
+const NUMBER = /^[+-]?(\d+(?:\.\d*)?|\.\d+)(e[+-]?\d+)?$/i;
+const PROGRESS = "(?:\\d+(?:\\.\\d*)?|\\.\\d+)(?:e[+-]?\\d+)?%?";
 const SPAN = new RegExp(`^(${PROGRESS})${BLANK}*-${BLANK}*(${PROGRESS})$`, "i");
 const FIELD = new RegExp(`^(clip|blocks|steps|seed|off)(?:${BLANK}+(.*))?$`, "s");
 const TAG = /^<(?:lora|lyco):/i;

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..adapters import Adapter
 from ..adapters.forms import Form
+from ..errors import AdapterError
 from ..families.blocks import Place
 from .norms import change_norm, form_on
 from .spectrum import BUDGET, Spectrum, spectra
@@ -49,15 +50,14 @@ class Change:
 
 
 def measured(sites: Iterable[Site]) -> list[Change]:
-    """Returns how large changes are.
-
-    Raises:
-        FormatError, ShapeError: As `change_norm`.
-    """
+    """Returns how large changes are; that of a layer whose tensors do not go together is not known."""
     changes: list[Change] = []
     for site in sites:
         weight, bias = site.base()
-        norm = change_norm(site.adapter, weight, bias)
+        try:
+            norm = change_norm(site.adapter, weight, bias)
+        except (AdapterError, RuntimeError):
+            norm = None
         estimated = norm is not None and weight is None and site.adapter.form() is None
         changes.append(Change(site, norm, not estimated))
     return changes

@@ -56,8 +56,8 @@ OUTPUT = re.compile(
 
 UNET_LISTS = ("input_blocks", "middle_block", "output_blocks")
 DIFFUSERS_UNET = re.compile(
-    r"(?:(?P<side>down|up)_blocks_(?P<level>\d+)_(?:attentions|resnets)_(?P<index>\d+)"
-    r"|(?P<sampler_side>down|up)_blocks_(?P<sampler_level>\d+)_(?:down|up)samplers_0"
+    r"(?:(?P<side>down|up)_blocks_(?P<level>\d{1,2})_(?:attentions|resnets)_(?P<index>\d{1,2})"
+    r"|(?P<sampler_side>down|up)_blocks_(?P<sampler_level>\d{1,2})_(?:down|up)samplers_0"
     r"|(?P<middle>mid_block)_(?:attentions|resnets)_\d+)_(?P<rest>.+)"
 )
 
@@ -66,7 +66,7 @@ ENCODERS = {"CLIP-L": "L", "CLIP-G": "G", "CLIP-H": "H", "T5": "T", "language mo
 NAMES = (*ENCODERS.values(), *THIRDS, *GROUPS.values(), "IN", "OUT", BASE, TEXT_ENCODERS, "ALL")
 """What a list that nobody here knows may not be called."""
 ENCODER_DEPTHS = {"L": 12, "G": 32, "H": 24, "T": 24}
-ENCODER_LAYER = re.compile(r"(?:layers|block|resblocks)[._](\d+)[._](.+)")
+ENCODER_LAYER = re.compile(r"(?:layers|block|resblocks)[._](\d{1,3})[._](.+)")
 
 Section = Literal["model", "clip"]
 
@@ -193,7 +193,7 @@ def blocks_of_file(modules: Iterable[str], family: Family | None) -> BlockMap:
         start = starts.setdefault(path, _start(path, set(starts.values())))
         places[module] = _in_list(path, start, number, layer)
         # The parts of a middle block are one block.
-        reach = 1 if start == "M" else number + 1
+        reach = 1 if path == "middle_block" else number + 1
         lengths[start] = max(lengths.get(start, 0), reach)
     for module in outside:  # last, since the names of a file can be all that tells a UNet
         places[module] = _outside(bare(module), is_unet="IN" in lengths)
@@ -232,14 +232,15 @@ def _starts(lists: Mapping[str, int]) -> dict[str, str]:
 def _start(path: str, taken: set[str]) -> str:
     """Returns how the names of the blocks of a list begin: letters only."""
     initials = "".join(word[0] for word in re.split(r"[._]", path) if word[:1].isalpha()).upper()
-    own = LISTS.get(path) or LISTS.get(path.rpartition(".")[2]) or initials
-    reserved = {*taken, *NAMES} - {LISTS.get(path)}
+    known = LISTS.get(path) or LISTS.get(path.rpartition(".")[2])
+    own = known or initials
+    reserved = {*NAMES, *LISTS.values()} - {known} | taken
     candidates = (own, initials, *(f"X{'X' * number}" for number in range(len(taken) + 1)))
     return next(one for one in candidates if one and one not in reserved)
 
 
 def _in_list(path: str, start: str, number: int, layer: str) -> Place:
-    if start == "M":
+    if path == "middle_block":
         return Place("M00", part_of(layer))
     part = part_of(layer, two_streams=path in TWO_STREAMS, single_stream=path == "single_blocks")
     return Place(f"{start}{number:02}", part)
@@ -311,6 +312,8 @@ def _encoder_of(module: str, family: Family | None) -> str:
 def _find_list(name: str, family: Family | None) -> tuple[str, int, str] | None:
     """Returns the list, the number of the block and the layer in it that a name speaks of.
 
+    Larger numbers than any model has blocks (a date, say) are none of a block.
+
     Args:
         name: A module name of a file without its prefixes.
         family: What it was made for, whose lists may have other names in other tools.
@@ -326,12 +329,12 @@ def _find_list(name: str, family: Family | None) -> tuple[str, int, str] | None:
     known = {**{path: path for path in LISTS}, **elsewhere}
     for path in sorted(known, key=len, reverse=True):
         spelled = path.replace(".", "_")
-        found = re.match(rf"{spelled}_(\d+)(?:_(.+))?$", underscored)
+        found = re.match(rf"{spelled}_(\d{{1,3}})(?:_(.+))?$", underscored)
         if found:
             return known[path], int(found[1]), found[2] or ""
     if family is not None:
         return None
-    found = re.match(r"(?P<path>\D+?)[._](?P<number>\d+)[._](?P<rest>.+)", name)
+    found = re.match(r"(?P<path>\D+?)[._](?P<number>\d{1,3})[._](?P<rest>.+)", name)
     return (found["path"], int(found["number"]), found["rest"]) if found else None
 
 

@@ -143,7 +143,7 @@ def parse_file(
         except FileError:
             tensors[key] = hollow(form)
             unreadable.append(key)
-    named = tensors if convert is None else convert(dict(tensors))
+    named = tensors if convert is None else _converted(dict(tensors), convert, raw.name)
     as_in_file = all(tensors.get(key) is tensor for key, tensor in named.items())
     are_finite = partial(raw.is_finite, progress=progress) if as_in_file else _unknown
     parsed = parse_tensors(named, raw.metadata, raw.name, raw.config, are_finite)
@@ -152,6 +152,21 @@ def parse_file(
         if key not in unclaimed:
             raw.tensor(key)
     return replace(parsed, notes=(*raw.notes, *parsed.notes))
+
+
+def _converted(tensors: dict[str, Tensor], convert: Convert, source: str) -> Mapping[str, Tensor]:
+    """Returns tensors under other names.
+
+    Raises:
+        FormatError: The host took them for a format of which they lack a part.
+    """
+    try:
+        return convert(tensors)
+    except (KeyError, IndexError, ValueError, RuntimeError) as error:
+        raise FormatError(
+            f"{source} looks like a format that ComfyUI renames, but lacks a part of it "
+            f"({type(error).__name__}: {error}). Save or download it again."
+        ) from error
 
 
 def _unknown(keys: Iterable[str]) -> bool:
@@ -174,7 +189,7 @@ def parse_header(
         FormatError, MissingTensorError, ShapeError: As `parse_file`.
     """
     tensors = {key: hollow(form) for key, form in header.forms.items()}
-    tensors = tensors if convert is None else convert(tensors)
+    tensors = tensors if convert is None else _converted(tensors, convert, header.name)
     return parse_tensors(tensors, header.metadata, header.name, config)
 
 

@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 from ...algorithms.adapters import Adapter
 from ...algorithms.analysis.norms import change_norm
 from ...algorithms.binding import Binding, families
+from ...algorithms.errors import AdapterError
 from ...algorithms.families.blocks import (
     BlockMap,
     Place,
@@ -125,6 +126,13 @@ def energies(adapter_set: AdapterSet) -> Mapping[str, float | None]:
 
 def _norm(adapters: Sequence[Adapter]) -> float | None:
     """Returns the norm of the changes of several adapters together, as if they had nothing in common."""
-    norms = [change_norm(adapter) for adapter in adapters]
+    norms = [_norm_of(adapter) for adapter in adapters]
     known = [norm for norm in norms if norm is not None]
     return math.hypot(*known) if len(known) == len(norms) else None
+
+
+def _norm_of(adapter: Adapter) -> float | None:
+    try:
+        return change_norm(adapter)
+    except (AdapterError, RuntimeError):  # its tensors do not go together, which a run will say
+        return None

@@ -1,6 +1,7 @@
 """Adapter files by the names that the host lists."""
 
 from pathlib import Path
+from threading import RLock
 from weakref import WeakKeyDictionary
 
 import folder_paths
@@ -9,13 +10,15 @@ from comfy.lora_convert import convert_lora
 from ...algorithms.errors import FileError
 from ...algorithms.formats.cache import ParsedFiles, State, file_state
 from ...algorithms.formats.parse import AdapterSet
-from .messages import ReadingBar
+from ...algorithms.formats.read import Progress, no_progress
 
 FOLDER = "loras"
 
 KEPT_OPTIONS = 4
 """Of one file: a rank is tried out, and then stays."""
 
+_one_at_a_time = RLock()
+"""Routes read files beside the prompt that runs: what one has read is there for the other."""
 _parsed = ParsedFiles(convert=convert_lora)
 _ready: WeakKeyDictionary[AdapterSet, dict[tuple[int, bool], AdapterSet]] = WeakKeyDictionary()
 """Parsed file -> (rank, corrections) -> what became of it."""
@@ -47,7 +50,9 @@ def adapter_path(name: str) -> Path:
     return Path(path)
 
 
-def load_adapter(name: str, rank: int = 0, *, corrections: bool = True) -> AdapterSet:
+def load_adapter(
+    name: str, rank: int = 0, *, corrections: bool = True, progress: Progress = no_progress
+) -> AdapterSet:
     """Returns the adapters of a file as they were trained.
 
     It is the same object again until the file changes on disk, or many others were loaded.
@@ -56,22 +61,27 @@ def load_adapter(name: str, rank: int = 0, *, corrections: bool = True) -> Adapt
         name: Its name in the host's list.
         rank: Cuts to the first ranks; 0 for all.
         corrections: Whether to depart from other loaders where the header proves them wrong.
+        progress: Told how far the file is read.
 
     Raises:
         FileError, FormatError, ShapeError: The file is missing, damaged, or no adapter.
     """
-    parsed = _parsed.get(adapter_path(name), ReadingBar())
-    ready = _ready.setdefault(parsed, {})
-    options = (rank, corrections)
-    if options not in ready:
-        while len(ready) >= KEPT_OPTIONS:
-            del ready[next(iter(ready))]
-        ready[options] = parsed.as_trained(corrections=corrections).cut(rank)
-    return ready[options]
+    path = adapter_path(name)
+    with _one_at_a_time:
+        parsed = _parsed.get(path, progress)
+        ready = _ready.setdefault(parsed, {})
+        options = (rank, corrections)
+        if options not in ready:
+            while len(ready) >= KEPT_OPTIONS:
+                del ready[next(iter(ready))]
+            ready[options] = parsed.as_trained(corrections=corrections).cut(rank)
+        return ready[options]
 
 
-def adapter_state(name: str) -> State | None:
-    """Returns size and time of a file, or None if it is gone."""
+def adapter_state(name: str | None) -> State | None:
+    """Returns size and time of a file, or None if it is gone or not known yet."""
+    if name is None:
+        return None
     try:
         return file_state(adapter_path(name))
     except FileError:

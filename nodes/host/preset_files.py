@@ -346,7 +346,8 @@ def _replace(path: Path, text: str) -> None:
     if os.name != "nt":  # where folders cannot be opened
         folder = os.open(path.parent, os.O_RDONLY)
         try:
-            os.fsync(folder)
+            with suppress(OSError):  # some network disks cannot, and the file is in its place
+                os.fsync(folder)
         finally:
             os.close(folder)
 

@@ -1,6 +1,7 @@
 """Reads what a request asks and makes JSON of the answer, or of what is wrong with it."""
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -100,6 +101,18 @@ def text(query: Mapping[str, str], name: str) -> str:
     if name not in query:
         raise RequestError(f"The request lacks {name}.")
     return query[name]
+
+
+def whole_number(query: Mapping[str, str], name: str, default: int) -> int:
+    """Returns a value of a request as a whole number, or a default where it is missing.
+
+    Raises:
+        RequestError: It is no whole number.
+    """
+    value = query.get(name, str(default))
+    if not re.fullmatch(r"-?\d{1,20}", value):
+        raise RequestError(f'{name} is "{value[:40]}", which is not a whole number.')
+    return int(value)
 
 
 def number(query: Mapping[str, str], name: str) -> float:

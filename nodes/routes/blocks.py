@@ -15,7 +15,7 @@ from ..host.blocks import blocks_in_use, energies
 from ..host.files import load_adapter
 from ..host.preset_files import preset_text
 from ..host.web import on
-from .answers import as_json, number, text
+from .answers import as_json, text, whole_number
 
 TITLES = {"L": "CLIP-L", "G": "CLIP-G", "H": "CLIP-H", "T": "T5", "LM": "Language model"}
 """Groups whose names are short, for people."""
@@ -87,7 +87,7 @@ def _norm(squares: list[float | None]) -> float | None:
 def _weights(query: Mapping[str, str]) -> dict[str, Any]:
     adapter = text(query, "adapter")
     found: BlockMap = blocks_in_use(adapter, load_adapter(adapter))
-    seed = int(number(query, "seed")) if "seed" in query else 0
+    seed = whole_number(query, "seed", 0)
     placed = BlockWeights.parse(text(query, "text"), preset_text).on(found, seed)
     parts: dict[str, float] = {}
     for place in sorted(set(found.places.values()), key=lambda one: (one.block, one.part)):
@@ -96,9 +96,10 @@ def _weights(query: Mapping[str, str]) -> dict[str, Any]:
             parts[f"{place.block}.{place.part}"] = weight
     notes = list(placed.notes)
     if placed.by_layer:
-        notes.append("Weights of single layers are in force, and not shown here.")
+        notes.append("Weights of single layers are in force, and not shown by sliders.")
     return {
         "values": {block: placed.of_block(block) for block in found.blocks},
         "parts": parts,
+        "layers": placed.by_layer,
         "notes": notes,
     }

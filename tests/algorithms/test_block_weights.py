@@ -137,6 +137,11 @@ def test_the_middle_block_counts_three_times_in_lists_of_inspire():
     names = "diffusion_model.middle_block.{}.proj_in.weight"
     layers = [weights.of_layer(place, ("m", names.format(number))) for number in range(3)]
     assert layers == [1, 0.25, 1]
+    assert weights.by_layer == [
+        f"M00:middle_block_{at}_:{v}" for at, v in ((0, 1), (1, 0.25), (2, 1))
+    ]
+    # Three alike are a value of the block, which a later one replaces.
+    assert values(",".join(["1"] * 27) + ", M00:0.5") == {"IN00": 0, "M00": 0.5}
 
 
 def test_a_list_that_fits_nothing_names_those_that_would():
@@ -148,6 +153,11 @@ def test_a_list_that_fits_nothing_names_those_that_would():
 
 def test_names_may_follow_a_list():
     assert values(",".join(["1"] * 26) + ", IN04:0.5") == {"IN04": 0.5}
+
+
+def test_empty_places_between_lines_say_nothing():
+    assert values("IN04:0.5,\n\nMID:0,") == {"IN04": 0.5, "M00": 0}
+    assert values(",".join(["1"] * 26) + ",\n, IN04:0.5") == {"IN04": 0.5}
 
 
 def test_a_line_of_a_presets_file_is_read():
@@ -164,6 +174,10 @@ def test_random_weights_come_from_the_seed_and_lie_in_their_span():
     assert all(-0.5 <= value <= 1.5 for value in values("ALL:U").values())
     assert all(0.2 <= value <= 0.3 for value in values("ALL:R(0.3..0.2)").values())
     assert len(set(values("U," * 16 + "U", seed=7).values())) > 10
+
+
+def test_a_block_has_the_same_random_weight_whatever_else_is_said():
+    assert values("IN04:R", seed=5)["IN04"] == values("OUT:0, MID:R, IN04:R", seed=5)["IN04"]
 
 
 def test_a_block_has_the_same_random_weight_whatever_model_it_is_in():
@@ -189,6 +203,7 @@ def test_rules_by_layer_names_replace_what_their_block_has():
     assert placed("IN04:NOT attn2:0").of_layer(Place("IN04", "mlp"), ("x_ff_net",)) == 0
     assert placed(":attn2:0").of_layer(Place("OUT11", "attn2.k"), (layer,)) == 0
     assert placed("IN04::0").of_block("IN04") == 0
+    assert "NOT IN04:proj:2" in weights.text()
 
 
 def test_a_preset_is_followed_by_what_differs_from_it():
@@ -216,11 +231,12 @@ def test_blocks_of_another_model_are_named_and_do_no_harm():
         ("IN04:1:2:3", "too many colons"),
         ("IN04:101", "from -100 to 100"),
         ("IN04:nan", "not a number"),
-        ("IN04:1e400", "not a number"),
+        ("IN04:1e400", "from -100 to 100"),
         ("%default=0.5,in=1", "begin with %"),
         ("..:1", "no name of blocks"),
         ("IN04.:1", "no name of blocks"),
-        ("1,,1", "Item 2"),
+        ("1,,1", 'Item 2 .*""'),
+        ("OUT:0.5," + ",".join(["1"] * 16), "list of 16"),
     ],
 )
 def test_what_means_nothing_is_refused_by_its_place(text: str, message: str):

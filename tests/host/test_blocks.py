@@ -157,6 +157,30 @@ def test_a_model_that_nobody_knows_has_blocks():
     assert by_name.places["diffusion_model.decoder_layers.5.attn_q"].block == "DL05"
 
 
+def test_numbers_that_are_no_blocks_make_none():
+    # A date in a module name made twenty million blocks.
+    names = ["lora_unet_foo_20240101_bar", f"lora_unet_foo_{'9' * 5000}_bar"]
+    names += ["lora_unet_input_blocks_20240101_x", "lora_te1_text_model_encoder_layers_20240101_x"]
+    for family in (None, FAMILIES[-1]):
+        found = blocks_of_file(names, family)
+        assert len(found.blocks) < 60
+        assert found.places.keys() == set(names)
+
+
+@pytest.mark.parametrize("name", ["mixers", "modules", "stages", "decoder", "m", "bank"])
+def test_lists_of_unknown_models_have_names_of_their_own(name: str):
+    shapes = {
+        f"diffusion_model.{name}.{number}.{layer}.weight": (4, 4)
+        for number in range(6)
+        for layer in ("a", "b")
+    }
+    found = blocks_of_model(shapes)
+    first, _ = found.groups
+    assert len(first.blocks) == 6
+    assert {place.block for place in found.places.values()} == set(first.blocks)
+    assert first.name not in ("MID", "DOUBLE", "SINGLE")
+
+
 @pytest.mark.parametrize(
     ("encoder", "groups"),
     [(sd1_clip.SD1ClipModel, {"L": 13}), (sdxl_clip.SDXLClipModel, {"L": 13, "G": 33})],
@@ -322,9 +346,9 @@ def test_the_route_reads_a_text(pictures: Pictures):
         ("block_weights", {"adapter": LOCON, "text": "x:1"}, 400, '"X"'),
         (
             "block_weights",
-            {"adapter": LOCON, "text": "ALL:R", "seed": "x"},
+            {"adapter": LOCON, "text": "ALL:R", "seed": "nan"},
             400,
-            "not a number",
+            "not a whole number",
         ),
     ],
 )
