@@ -1,6 +1,7 @@
 // One row of a stack: an adapter with its switch and strengths, and below it what is set more rarely.
 
 import { adapter, preview } from "./api.js";
+import { BlockEditor } from "./block_editor.js";
 import { copyText, element } from "./dom.js";
 import { t } from "./i18n.js";
 import { icon } from "./icons.js";
@@ -258,9 +259,8 @@ class RowDetail {
   #change;
   #gesture;
   #file = "";
-  /** @type {any} The editor of block weights, once it has come. */
+  /** @type {BlockEditor | null} None before the file is known; until then there is a field. */
   #editor = null;
-  #isClosed = false;
   #picture = element("img", {
     class: "anyadapter-stack-picture",
     alt: "",
@@ -338,12 +338,11 @@ class RowDetail {
     if (this.#file !== this.#view.file) {
       this.#file = this.#view.file;
       void this.#showFacts();
-      void this.#mountEditor();
+      this.#mountEditor();
     }
   }
 
   close() {
-    this.#isClosed = true;
     this.#editor?.close();
     this.element.remove();
   }
@@ -356,9 +355,8 @@ class RowDetail {
     this.show();
   }
 
-  async #mountEditor() {
-    const { BlockEditor } = await optional("block_editor.js");
-    if (!BlockEditor || !this.#file || this.#editor || this.#isClosed) return;
+  #mountEditor() {
+    if (!this.#file || this.#editor) return;
     const detail = this;
     this.#editor = new BlockEditor(
       {
@@ -419,18 +417,4 @@ function wordButton(word) {
     setTimeout(() => made.classList.remove("anyadapter-copied"), COPIED_MS);
   });
   return made;
-}
-
-/** @type {Map<string, Promise<any>>} */
-const modules = new Map();
-
-/**
- * Returns what a module of the pack exports; nothing if there is no such module.
- *
- * @param {string} name
- */
-export function optional(name) {
-  const module = modules.get(name) ?? import(`./${name}`).catch(() => ({}));
-  modules.set(name, module);
-  return module;
 }

@@ -384,6 +384,23 @@ def test_steps_are_set_below_a_row(page: ComfyPage):
     expect(rows.first.locator(".anyadapter-stack-marks")).to_have_text("60\u201361%")
 
 
+def test_weights_of_blocks_are_set_below_a_row(page: ComfyPage):
+    rows = opened(page, THREE, 3)
+    rows.first.locator(".anyadapter-stack-fold").click()
+    expect(rows.first.locator(".anyadapter-stack-blocks [role=slider]").first).to_be_visible()
+    settle(page)  # or both would be one gesture
+    rows.first.locator(".anyadapter-stack-blocks [role=slider]").first.focus()
+    page.tab.keyboard.press("ArrowDown")
+    page.tab.keyboard.press("ArrowDown")
+    expect(rows.first.locator(".anyadapter-blocks-summary")).to_have_text("M00:0.9")
+    assert text_of(page) == THREE.replace("| 0.8", "| 0.8 | blocks M00:0.9")
+    settle(page)
+    undo(page)
+    expect(page.find(".anyadapter-blocks-summary")).to_have_text("all at 1")
+    assert text_of(page) == THREE
+    expect(page.find(".anyadapter-stack-blocks [role=slider]").first).to_be_visible()
+
+
 def test_trigger_words_are_copied_by_a_click(page: ComfyPage):
     page.tab.context.grant_permissions(["clipboard-read", "clipboard-write"])
     rows = opened(page, THREE, 3)
