@@ -62,6 +62,7 @@ export async function blocks(adapter) {
  * @typedef {object} BlockWeights
  * @property {Record<string, number>} values By the name of every block.
  * @property {Record<string, number>} parts `IN04.attn2.q` and so on, where they differ from their block.
+ * @property {string[]} layers Items of the text that speak of single layers.
  * @property {string[]} notes What of the text has no meaning for the file.
  */
 

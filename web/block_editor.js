@@ -7,7 +7,7 @@ import { blocks, blockWeights } from "./api.js";
 import { BlockModel } from "./block_model.js";
 import { BlockPresets } from "./block_presets.js";
 import { Sliders, STEP } from "./block_sliders.js";
-import { keptRules, rounded, written } from "./block_text.js";
+import { rounded, written } from "./block_text.js";
 import { copyText, element, loadStyle, zoomCanvas } from "./dom.js";
 import { t } from "./i18n.js";
 import { icon } from "./icons.js";
@@ -78,6 +78,11 @@ export class BlockEditor {
   /** What was read when something was told of it: read again, it does not take the place of other notes. */
   #told = "";
   #linked = false;
+  /** Whether the model is that of the text and the file as they are now. */
+  #ready = false;
+  #file = "";
+  /** @type {string[]} Weights of single layers, which no slider shows: kept as they are. */
+  #layers = [];
   /** @type {{ block: string, before: BlockWeights } | null} What there was before solo. */
   #soloed = null;
   /** @type {Current} */
@@ -167,7 +172,10 @@ export class BlockEditor {
     try {
       await this.#read(text, isLatest);
     } catch (error) {
-      if (isLatest()) this.#tellRead(error instanceof Error ? error.message : String(error), true);
+      if (isLatest()) {
+        this.#scroller.inert = true;
+        this.#tellRead(error instanceof Error ? error.message : String(error), true);
+      }
     }
     if (isLatest()) this.#presets?.mark();
   }
@@ -216,6 +224,8 @@ export class BlockEditor {
       this.#tellRead(locked);
       return;
     }
+    if (text !== this.#own || adapter !== this.#file) this.#ready = false;
+    this.#file = adapter;
     if (!this.#model) this.#tell(t("blocks_reading", "Reading the file …"));
     const [layout] = await Promise.all([remembered(layouts, adapter, () => blocks(adapter))]);
     if (!isLatest()) return;
@@ -233,6 +243,9 @@ export class BlockEditor {
     const weights = await remembered(answers, key, () => blockWeights(adapter, text, seed));
     if (!isLatest()) return;
     this.#own = null;
+    this.#ready = true;
+    this.#scroller.inert = false;
+    this.#layers = weights.layers;
     this.#model.take(weights);
     if (key !== this.#told) this.#tellRead(weights.notes.join(" "));
     this.#told = key;
@@ -279,7 +292,7 @@ export class BlockEditor {
         t("blocks_invert", "Invert: 1 minus each weight"),
         () => this.#change((model) => model.invert()),
       ],
-      ["reset", t("blocks_reset", "Reset: all at 1"), () => this.#change((model) => model.reset())],
+      ["reset", t("blocks_reset", "Reset: all at 1"), () => this.#take("")],
     ]);
     this.#tools.get("link")?.setAttribute("aria-pressed", "false");
     const space = element("span", { class: "anyadapter-blocks-space" });
@@ -621,10 +634,11 @@ export class BlockEditor {
    */
   #change(change) {
     const model = this.#model;
-    if (!model) return;
+    if (!model || !this.#ready) return;
+    this.#refreshes++; // an answer to what there was before is of no use any more
     this.#undo.begin();
     change(model);
-    this.#write(model.text(keptRules(this.#source.text)));
+    this.#write(model.text(this.#layers));
     this.#undo.end();
     this.#paint();
   }
@@ -656,7 +670,7 @@ export class BlockEditor {
   /** @param {string} [block] */
   #solo(block = this.#current.block?.name) {
     const model = this.#model;
-    if (!model || !block) return;
+    if (!model || !block || !this.#ready) return;
     const before = model.snapshot();
     const back = this.#soloed?.block === block && model.isSolo(block) ? this.#soloed.before : null;
     this.#soloed = { block, before };

@@ -144,11 +144,6 @@ export class BlockModel {
     for (const block of this.#blocks.keys()) this.#map(block, (value) => rounded(1 - value));
   }
 
-  /** Sets all to 1. */
-  reset() {
-    for (const block of this.#blocks.keys()) this.setBlock(block, 1);
-  }
-
   /**
    * Leaves a block as it is, or at 1 if it is at 0, and sets all others to 0.
    *
@@ -173,7 +168,7 @@ export class BlockModel {
   /** Returns all weights, to be taken again. */
   snapshot() {
     const [values, parts] = [this.#values, this.#parts].map((one) => Object.fromEntries(one));
-    return { values: values ?? {}, parts: parts ?? {}, notes: [] };
+    return { values: values ?? {}, parts: parts ?? {}, layers: [], notes: [] };
   }
 
   /**

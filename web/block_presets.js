@@ -17,10 +17,9 @@ import { icon } from "./icons.js";
 /** @typedef {{ presets: Preset[], error?: string }} Answer */
 
 const TAKEN = 409;
+/** Of lines that were not imported. */
+const MOST_TOLD = 10;
 const FILE_NAME = "anyadapter_presets.json";
-
-/** @type {Map<string, Promise<Answer>>} */
-const answers = new Map();
 
 /**
  * @typedef {object} Host What the presets belong to.
@@ -34,6 +33,7 @@ const answers = new Map();
 /** The list of presets, and a row of buttons for them that opens below. */
 export class BlockPresets {
   #host;
+  #refreshes = 0;
   /** @type {Preset[]} */
   #presets = [];
   list = element("select", {
@@ -62,17 +62,17 @@ export class BlockPresets {
 
   /** Brings the list up to date. */
   async refresh() {
-    const adapter = this.#host.adapter();
-    if (!answers.has(adapter)) answers.set(adapter, presets(adapter));
+    const refresh = ++this.#refreshes;
+    /** @type {Answer} */
+    let answer = { presets: [] };
     try {
-      const answer = await answers.get(adapter);
-      this.#presets = answer?.presets ?? [];
-      if (answer?.error) this.#host.tell(answer.error);
+      answer = await presets(this.#host.adapter());
     } catch (error) {
-      answers.delete(adapter);
-      this.#presets = [];
-      this.#host.tell(sentence(error));
+      answer.error = sentence(error);
     }
+    if (refresh !== this.#refreshes) return;
+    this.#presets = answer.presets;
+    if (answer.error) this.#host.tell(answer.error);
     this.mark();
   }
 
@@ -241,7 +241,12 @@ export class BlockPresets {
     const done = t("blocks_presets_imported", "{count} presets are imported.", {
       count: taken.length,
     });
-    await this.#changed([done, ...refused].join(" "));
+    const told = refused.slice(0, MOST_TOLD);
+    if (refused.length > MOST_TOLD) {
+      const more = { count: refused.length - MOST_TOLD };
+      told.push(t("blocks_presets_more_refused", "And {count} more were not taken.", more));
+    }
+    await this.#changed([done, ...told].join(" "));
     if (already.length === 0 || replace) return;
     const names = already.join(", ");
     this.#ask(t("blocks_presets_already", "You have others called {names}.", { names }), () =>
@@ -251,7 +256,6 @@ export class BlockPresets {
 
   /** @param {string} done */
   async #changed(done) {
-    answers.clear();
     this.#host.changed();
     await this.refresh();
     this.#show([]);

@@ -54,19 +54,6 @@ export function blockText(groups, weights, rules = []) {
 }
 
 /**
- * Returns the items of a text that the sliders cannot show and that are kept when it is written anew:
- * those on single layers (`IN04:attn2.to_k:0`), and the letters that they may use (`X=0.5`).
- *
- * @param {string} text
- */
-export function keptRules(text) {
-  const items = text.split(/[,\n]/).map((item) => item.trim());
-  const rules = items.filter((item) => item.split(":").length === 3);
-  const letters = items.filter((item) => /^[ABX]\s*=/.test(item));
-  return rules.length > 0 ? [...letters, ...rules] : [];
-}
-
-/**
  * Returns the items that give all blocks their values, where all that is not named has one of them.
  *
  * @param {Group[]} groups

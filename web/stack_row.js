@@ -334,9 +334,10 @@ class RowDetail {
     this.#seed.value = String(seed);
     this.#seedLine.hidden = !seed && !RANDOM.test(blocks);
     this.#range.show(start, end);
+    const isOther = this.#file !== this.#view.file;
+    this.#file = this.#view.file;
     this.#editor?.refresh();
-    if (this.#file !== this.#view.file) {
-      this.#file = this.#view.file;
+    if (isOther) {
       void this.#showFacts();
       this.#mountEditor();
     }
