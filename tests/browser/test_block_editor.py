@@ -310,6 +310,31 @@ def test_a_drag_across_paints_all_it_passes(page: ComfyPage):
     assert text_of(page) == f"OUT00-OUT03:{painted:g}"
 
 
+def test_a_late_answer_leaves_what_was_moved_meanwhile(page: ComfyPage):
+    # It took back the bars of a drag that had begun before it came.
+    opened(page, SD)
+    page.run(
+        """() => { const real = window.fetch; window.fetchOfThePage = real;
+        window.fetch = async (...values) => {
+            if (String(values[0]).includes('block_weights')) await new Promise(go => setTimeout(go, 900));
+            return real(...values) } }"""
+    )
+    try:
+        bar(page, "IN01").focus()
+        page.tab.keyboard.press("ArrowDown")
+        with page.tab.expect_response(lambda answer: "block_weights" in answer.url):
+            settled(page)  # the key's gesture is over, and its text asked about
+            page.tab.mouse.move(*place(bar(page, "OUT00"), 0.5))
+            page.tab.mouse.down()
+        page.run("() => new Promise(go => setTimeout(go, 100))")
+        page.tab.mouse.move(*place(bar(page, "OUT01"), 0.5))
+        page.tab.mouse.up()
+    finally:
+        page.run("() => { window.fetch = window.fetchOfThePage }")
+    painted = value(bar(page, "OUT00"))
+    assert text_of(page) == f"IN01:0.95, OUT00-OUT01:{painted:g}"
+
+
 def test_shift_moves_in_hundredths(page: ComfyPage):
     opened(page, SD)
     x, y = place(bar(page, "IN01"), 0)

@@ -401,6 +401,18 @@ def test_weights_of_blocks_are_set_below_a_row(page: ComfyPage):
     expect(page.find(".anyadapter-stack-blocks [role=slider]").first).to_be_visible()
 
 
+def test_another_file_shows_its_own_blocks(page: ComfyPage):
+    # The editor below the row kept those of the file before.
+    rows = opened(page, f"{INK} | 0.8", 1)
+    rows.first.locator(".anyadapter-stack-fold").click()
+    expect(rows.first.locator(".anyadapter-stack-blocks [role=slider]").first).to_be_visible()
+    page.find(NAMES).click()
+    with page.tab.expect_request(
+        lambda asked: "/anyadapter/blocks?" in asked.url and Path(SOFT).stem in asked.url
+    ):
+        choose(page, SOFT)
+
+
 def test_trigger_words_are_copied_by_a_click(page: ComfyPage):
     page.tab.context.grant_permissions(["clipboard-read", "clipboard-write"])
     rows = opened(page, THREE, 3)
