@@ -78,7 +78,11 @@ def settle(page: ComfyPage) -> None:
             }
         }"""
     )
-    page.tab.mouse.click(1050, 720)
+    # A click elsewhere; a real one would be a double click with that of the test before.
+    page.run(
+        "() => { for (const event of [new PointerEvent('pointerdown'), new MouseEvent('mouseup')])"
+        "window.dispatchEvent(event) }"
+    )
     page.tab.wait_for_function(
         """() => {
             const stored = app.extensionManager.workflow.activeWorkflow.changeTracker.activeState;
