@@ -316,23 +316,28 @@ def test_a_late_answer_leaves_what_was_moved_meanwhile(page: ComfyPage):
     page.run(
         """() => { const real = window.fetch; window.fetchOfThePage = real;
         window.fetch = async (...values) => {
-            if (String(values[0]).includes('block_weights')) await new Promise(go => setTimeout(go, 900));
-            return real(...values) } }"""
+            if (!String(values[0]).includes('block_weights')) return real(...values);
+            window.asked++;
+            await new Promise(go => setTimeout(go, 1500));
+            window.answered++;
+            return real(...values) }; window.asked = window.answered = 0 }"""
     )
     try:
         bar(page, "IN01").focus()
-        page.tab.keyboard.press("ArrowDown")
         with page.tab.expect_response(lambda answer: "block_weights" in answer.url):
-            settled(page)  # the key's gesture is over, and its text asked about
+            page.tab.keyboard.press("ArrowDown")
+            page.tab.wait_for_function("() => window.asked === 1")
             page.tab.mouse.move(*place(bar(page, "OUT00"), 0.5))
             page.tab.mouse.down()
+            page.tab.mouse.move(*place(bar(page, "OUT01"), 0.5))
+            assert page.run("() => window.answered") == 0
         page.run("() => new Promise(go => setTimeout(go, 100))")
-        page.tab.mouse.move(*place(bar(page, "OUT01"), 0.5))
+        page.tab.mouse.move(*place(bar(page, "OUT02"), 0.5))
         page.tab.mouse.up()
     finally:
         page.run("() => { window.fetch = window.fetchOfThePage }")
     painted = value(bar(page, "OUT00"))
-    assert text_of(page) == f"IN01:0.95, OUT00-OUT01:{painted:g}"
+    assert text_of(page) == f"IN01:0.95, OUT00-OUT02:{painted:g}"
 
 
 def test_shift_moves_in_hundredths(page: ComfyPage):
