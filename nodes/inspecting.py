@@ -13,6 +13,7 @@ from ..algorithms.analysis.spectrum import spread_of
 from ..algorithms.binding import Binding, causes, families
 from ..algorithms.errors import AdapterError
 from ..algorithms.families.blocks import BlockMap
+from ..algorithms.families.parts import in_order
 from ..algorithms.formats.parse import AdapterSet
 from ..algorithms.inspection_report import Findings, inspection_report
 from ..algorithms.keymap import KeyMap
@@ -206,8 +207,8 @@ def _groups(blocks: BlockMap, section: str) -> tuple[drawing.Group, ...]:
     )
 
 
-def _row(part: str) -> tuple[int, str]:
+def _row(part: str) -> tuple[int, str, int]:
     """Returns where a part stands among the others: attention, MLP, and what is beside them."""
     first = part.partition(".")[0]
     known = first in PARTS_ORDER
-    return (PARTS_ORDER.index(first) if known else len(PARTS_ORDER), part)
+    return (PARTS_ORDER.index(first) if known else len(PARTS_ORDER), *in_order(part))

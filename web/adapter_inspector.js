@@ -67,12 +67,6 @@ export class Inspector {
     this.#body.scrollTop = 0;
   }
 
-  /** Forgets what was fetched, for files that may have changed. */
-  forget() {
-    this.#known.clear();
-    this.#shown = "";
-  }
-
   /** @param {Adapter & About} about */
   #content(about) {
     const { description } = about;

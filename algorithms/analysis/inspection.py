@@ -1,6 +1,5 @@
 """What the changes of a file amount to, layer by layer, and block by block."""
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from ..adapters import Adapter
 from ..adapters.forms import Form
 from ..errors import AdapterError
 from ..families.blocks import Place
-from .norms import change_norm, form_on
+from .norms import change_norm, form_on, joined
 from .spectrum import BUDGET, Spectrum, spectra
 
 Read = Callable[[], tuple[Tensor | None, Tensor | None]]
@@ -73,7 +72,7 @@ def norms_by(changes: Iterable[Change], key: Callable[[Place], Key]) -> dict[Key
     found: dict[Key, list[float | None]] = defaultdict(list)
     for change in changes:
         found[key(change.site.place)].append(change.norm)
-    return {name: _joined(norms) for name, norms in found.items()}
+    return {name: joined(norms) for name, norms in found.items()}
 
 
 def shares(norms: Mapping[str, float | None]) -> dict[str, float]:
@@ -106,12 +105,3 @@ def _form(site: Site) -> Form:
     form = form_on(site.adapter, weight)
     assert form is not None, "its norm is exact"
     return form
-
-
-def _joined(norms: Iterable[float | None]) -> float | None:
-    total = 0.0
-    for norm in norms:
-        if norm is None:
-            return None
-        total = math.hypot(total, norm)
-    return total

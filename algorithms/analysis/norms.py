@@ -1,6 +1,7 @@
 """How large the change of a layer is."""
 
 import math
+from collections.abc import Iterable
 
 from torch import Tensor
 
@@ -63,3 +64,13 @@ def form_on(adapter: Adapter, weight: Float[Tensor, "O ..."] | None) -> Form | N
         return found
     change = ready.delta_weight(weight)
     return NOTHING if change is None else Whole(change)
+
+
+def joined(norms: Iterable[float | None]) -> float | None:
+    """Returns the norm of several changes of other layers together; None where one is not known."""
+    total = 0.0
+    for norm in norms:
+        if norm is None:
+            return None
+        total = math.hypot(total, norm)
+    return total

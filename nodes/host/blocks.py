@@ -1,12 +1,11 @@
 """The blocks of models and files, each found once."""
 
-import math
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from weakref import WeakKeyDictionary
 
 from ...algorithms.adapters import Adapter
-from ...algorithms.analysis.norms import change_norm
+from ...algorithms.analysis.norms import change_norm, joined
 from ...algorithms.binding import Binding, families
 from ...algorithms.errors import AdapterError
 from ...algorithms.families.blocks import (
@@ -126,9 +125,7 @@ def energies(adapter_set: AdapterSet) -> Mapping[str, float | None]:
 
 def _norm(adapters: Sequence[Adapter]) -> float | None:
     """Returns the norm of the changes of several adapters together, as if they had nothing in common."""
-    norms = [_norm_of(adapter) for adapter in adapters]
-    known = [norm for norm in norms if norm is not None]
-    return math.hypot(*known) if len(known) == len(norms) else None
+    return joined(map(_norm_of, adapters))
 
 
 def _norm_of(adapter: Adapter) -> float | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,9 +18,9 @@ from comfy.lora_convert import convert_lora
 from ...algorithms.errors import FileError
 from ...algorithms.facts import KNOWN, Facts, Summary, facts, summary
 from ...algorithms.formats.description import SIDECARS, picture_type, thumbnail
-from ...algorithms.formats.outline import outline
-from ...algorithms.formats.read import gone
+from ...algorithms.formats.read import gone, read_header
 from .files import adapter_names, adapter_path
+from .whole_files import replace_file
 
 FORM = 1
 """Of what is kept on disk; counted up when its meaning changes."""
@@ -143,7 +142,9 @@ class Library:
         files = {path: [state, asdict(told)] for path, (state, told) in known.items()}
         text = json.dumps({"form": FORM, "known": KNOWN, "files": files})
         with contextlib.suppress(OSError):  # all is read again after the next start then
-            _write(self._index(), text)
+            index = self._index()
+            index.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(index, text)
 
 
 _library = Library(lambda: Path(folder_paths.get_user_directory(), "anyadapter", "library.json"))
@@ -182,7 +183,7 @@ def preview_of(name: str) -> Preview:
                 return Preview(content_type, stat.st_mtime, path)
     except OSError as error:
         raise FileError(f"The picture of {name} cannot be read: {error.strerror}.") from error
-    if picture := thumbnail(outline(Path(entry.path)).strings):
+    if picture := thumbnail(read_header(Path(entry.path)).metadata):
         return Preview(picture.content_type, entry.modified, data=picture.data)
     raise FileError(f"{name} has no picture that can be shown.")
 
@@ -240,17 +241,3 @@ def _checked(told: dict[str, Any]) -> Summary:
         if not isinstance(getattr(made, name), kind):
             raise TypeError(name)
     return made
-
-
-def _write(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".tmp")
-    temporary = Path(name)
-    try:
-        os.close(handle)
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink()
-        raise

@@ -7,12 +7,10 @@ written over.
 """
 
 import json
-import os
 import re
 import threading
 import unicodedata
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,7 @@ from ...algorithms.errors import (
 )
 from ...algorithms.presets import checked_name, find
 from .file_lock import locked
+from .whole_files import replace_file
 
 FILE = "anyadapter/block_presets.json"
 VERSION = 1
@@ -322,34 +321,12 @@ def _change(change: Callable[[Presets], None]) -> None:
             before = dict(document["presets"])
             change(document["presets"])
             if document["presets"] != before:
-                _replace(path, _written(document))
+                replace_file(path, _written(document))
     except OSError as error:
         raise StorageError(
             f"The presets in {FILE} of ComfyUI's user folder cannot be changed: {_reason(error)}. "
             "Nothing was lost."
         ) from error
-
-
-def _replace(path: Path, text: str) -> None:
-    """Writes a file so that at any moment the old or the new one is there, whole."""
-    new = path.with_suffix(".tmp")  # one name, so that no crash leaves more than one behind
-    try:
-        with new.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            new.unlink()
-        raise
-    if os.name != "nt":  # where folders cannot be opened
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            with suppress(OSError):  # some network disks cannot, and the file is in its place
-                os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def _reason(error: OSError) -> str:

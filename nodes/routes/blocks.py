@@ -7,6 +7,7 @@ from typing import Any
 
 from aiohttp import web
 
+from ...algorithms.analysis.norms import joined
 from ...algorithms.binding import families
 from ...algorithms.block_weights import BlockWeights
 from ...algorithms.families.blocks import BlockMap
@@ -43,10 +44,9 @@ def _blocks(query: Mapping[str, str]) -> dict[str, Any]:
     found = blocks_in_use(adapter, adapter_set)
     made_for, _ = families(adapter_set, [])
     norms = energies(adapter_set)
-    squares: dict[str, dict[str, list[float | None]]] = defaultdict(lambda: defaultdict(list))
+    by_part: dict[str, dict[str, list[float | None]]] = defaultdict(lambda: defaultdict(list))
     for module, place in found.places.items():
-        energy = norms[module]
-        squares[place.block][place.part].append(None if energy is None else energy**2)
+        by_part[place.block][place.part].append(norms[module])
     return {
         "family": made_for and made_for.name,
         "groups": [
@@ -54,7 +54,7 @@ def _blocks(query: Mapping[str, str]) -> dict[str, Any]:
                 "name": group.name,
                 "title": TITLES.get(group.name, group.name),
                 "part": group.section,
-                "blocks": [_block(block, squares.get(block, {})) for block in group.blocks],
+                "blocks": [_block(block, by_part.get(block, {})) for block in group.blocks],
             }
             for group in found.groups
         ],
@@ -62,26 +62,16 @@ def _blocks(query: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _block(name: str, parts: Mapping[str, list[float | None]]) -> dict[str, Any]:
-    everything = [square for squares in parts.values() for square in squares]
+    everything = [norm for norms in parts.values() for norm in norms]
     return {
         "name": name,
         "touched": bool(parts),
-        "energy": _norm(everything),
+        "energy": joined(everything),
         "parts": [
-            {"name": part, "touched": True, "energy": _norm(squares)}
-            for part, squares in sorted(parts.items(), key=lambda one: in_order(one[0]))
+            {"name": part, "touched": True, "energy": joined(norms)}
+            for part, norms in sorted(parts.items(), key=lambda one: in_order(one[0]))
         ],
     }
-
-
-def _norm(squares: list[float | None]) -> float | None:
-    """Returns the norm of changes by the squares of theirs, None where one is not known."""
-    total = 0.0
-    for square in squares:
-        if square is None:
-            return None
-        total += square
-    return total**0.5
 
 
 def _weights(query: Mapping[str, str]) -> dict[str, Any]:

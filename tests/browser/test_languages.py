@@ -114,8 +114,8 @@ def test_words_of_widgets_are_translated(page: ComfyPage, language: str):
     expect(page.find(".anyadapter-stack-add")).to_contain_text(STACKS[language])
 
 
-def test_a_prompt_has_the_names_that_python_knows(page: ComfyPage, language: str):
-    assert language
+@pytest.mark.usefixtures("language")
+def test_a_prompt_has_the_names_that_python_knows(page: ComfyPage):
     sent = page.run("() => app.graphToPrompt()")
     assert sent["output"]["1"]["inputs"]["strength_model"] == 1
 

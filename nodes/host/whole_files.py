@@ -1,0 +1,33 @@
+"""Writes files so that a crash leaves the old or the new one, whole."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Writes a file so that at any moment the old or the new one is there, whole.
+
+    Only one at a time may write a file.
+
+    Raises:
+        OSError: It cannot be written; the old one is there.
+    """
+    new = path.with_suffix(".tmp")  # one name, so that no crash leaves more than one behind
+    try:
+        with new.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            new.unlink()
+        raise
+    if os.name != "nt":  # where folders cannot be opened
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            with suppress(OSError):  # some network disks cannot, and the file is in its place
+                os.fsync(folder)
+        finally:
+            os.close(folder)
