@@ -21,7 +21,7 @@ from anyadapter.algorithms.errors import (
     PresetTakenError,
     StorageError,
 )
-from anyadapter.nodes.host import preset_files
+from anyadapter.nodes.host import whole_files
 from anyadapter.nodes.host.preset_files import (
     delete_preset,
     export_presets,
@@ -231,7 +231,7 @@ def test_a_failure_while_saving_leaves_the_old_file(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(preset_files.os, broken, fail)
+        patch.setattr(whole_files.os, broken, fail)
         with pytest.raises(StorageError, match="No space left on device"):
             save_preset("hard", "OUT:0")
     assert file.read_bytes() == before
@@ -266,7 +266,7 @@ args.cpu = True
 import utils.extra_config
 import folder_paths
 folder_paths.user_directory = {user!r}
-from anyadapter.nodes.host import preset_files
+from anyadapter.nodes.host import preset_files, whole_files
 """
 
 
@@ -287,7 +287,7 @@ def test_a_kill_while_saving_leaves_the_old_file_and_no_lock(
         comfyui,
         tmp_path,
         """
-        preset_files.os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        whole_files.os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
         preset_files.save_preset("hard", "OUT:0")
         """,
     )

@@ -1,6 +1,7 @@
 """Presets over HTTP: what is answered, and what is refused."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,10 @@ def test_a_preset_is_saved_replaced_and_deleted(server: ComfyServer, file: Path)
 
 def test_a_saved_preset_has_a_meaning_in_block_weights(server: ComfyServer, file: Path):
     post(server, PRESETS, {"name": "soft face", "text": "MIDD, OUT05:0.25"})
-    query = "adapter=locon.safetensors&seed=0&text="
+    # A file that was on no model: of one that was, the blocks are those of the small checkpoint.
+    folder = server.base_directory / "models" / "loras"
+    shutil.copyfile(folder / "locon.safetensors", folder / "unused.safetensors")
+    query = "adapter=unused.safetensors&seed=0&text="
     _, answer = server.get(f"/anyadapter/block_weights?{query}{quote('soft face, OUT06:3')}")
     found = {block: answer["values"][block] for block in ("IN04", "IN05", "OUT05", "OUT06", "BASE")}
     assert found == {"IN04": 0, "IN05": 1, "OUT05": 0.25, "OUT06": 3, "BASE": 1}
