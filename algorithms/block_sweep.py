@@ -1,12 +1,12 @@
 """Texts of block weights that try one block, or one group of blocks, after the other."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from .block_weights import ALL, BlockWeights, FindPreset, no_presets
 from .errors import BlockWeightsError
-from .families.blocks import BlockMap, Group, Place
+from .families.blocks import BlockMap, Group
 
 Trial = Literal["each off in turn", "each alone", "each at value"]
 Level = Literal["groups", "blocks"]
@@ -24,7 +24,6 @@ class Step:
 
 def sweep(
     blocks: BlockMap,
-    places: Iterable[Place],
     groups: Sequence[Group],
     *,
     trial: Trial,
@@ -36,8 +35,7 @@ def sweep(
     """Returns a step for each block, or group, that a file touches.
 
     Args:
-        blocks: All blocks of the model.
-        places: Where the layers of the file are.
+        blocks: All blocks of the model, and where the layers of the file are.
         groups: Those of which something is tried.
         trial: What becomes of each: off; at 1 while the others are off; at `value`.
         level: Whether whole groups or single blocks are tried.
@@ -49,7 +47,7 @@ def sweep(
         BlockWeightsError: The base cannot be read, or weighs single layers.
     """
     touched: dict[str, set[str]] = {}
-    for place in places:
+    for place in blocks.places.values():
         touched.setdefault(place.block, set()).add(place.part)
     weight = {"each off in turn": 0.0, "each alone": 1.0, "each at value": value}[trial]
     word = {"each off in turn": "off", "each alone": "alone", "each at value": f"at {value:g}"}

@@ -191,7 +191,8 @@ class BlockWeights:
             what = (rule.part, *rule.layers)
             values = {block: rule.value.drawn(seed, block, *what) for block in covered}
             placed.append(_PlacedRule(rule, covered, values, order))
-        return PlacedWeights(blocks, tuple(placed), tuple(notes))
+        by_layer = [rule.text() for rule in rules if rule.layers]
+        return PlacedWeights(blocks, tuple(placed), by_layer, tuple(notes))
 
 
 @dataclass(frozen=True)
@@ -234,14 +235,11 @@ class PlacedWeights:
 
     blocks: BlockMap
     _rules: tuple[_PlacedRule, ...]
+    by_layer: list[str] = field(default_factory=list[str])
+    """The weights that some layers have by their own names, as text: no block or part tells."""
     notes: tuple[str, ...] = ()
     """What of the text has no meaning here."""
     _found: dict[Place, float] = field(default_factory=dict[Place, float])
-
-    @property
-    def by_layer(self) -> list[str]:
-        """The weights that some layers have by their own names, as text: no block or part tells."""
-        return [one.rule.text() for one in self._rules if one.rule.layers]
 
     def of_block(self, block: str) -> float:
         """Returns the weight of a block where nothing is said of its parts."""
@@ -407,10 +405,9 @@ def _rules_of_list(values: Sequence[Value], blocks: BlockMap) -> Iterator[Rule]:
 def _may_name_blocks(text: str) -> bool:
     """Whether a text is a name of blocks, be they those of another model."""
     found = SELECTOR.fullmatch(text.strip())
-    if found is None:
-        return False
-    start, _ = _split(_spelled(found["first"]))
-    return start in STARTS or start in (*NAMES, *ALIASES)
+    ends = [found[end] for end in ("first", "last") if found[end]] if found else []
+    starts = [_split(_spelled(end))[0] for end in ends]
+    return bool(starts) and all(one in STARTS or one in (*NAMES, *ALIASES) for one in starts)
 
 
 def _written(number: float) -> str:

@@ -30,6 +30,12 @@ CLIP = "text encoder"
 KEY_MAPS = {MODEL: diffusion_model_key_map, CLIP: text_encoder_key_map}
 
 
+def key_maps_of(model: Any, clip: Any) -> dict[str, KeyMap]:
+    """Returns the key maps of what is connected of a MODEL and a CLIP."""
+    parts = {MODEL: model, CLIP: clip}
+    return {name: KEY_MAPS[name](part) for name, part in parts.items() if part is not None}
+
+
 @dataclass(frozen=True)
 class Wish:
     """What a user wants of one adapter file."""
@@ -93,7 +99,7 @@ def adapt(wish: Wish, model: Any, clip: Any) -> Adapted:
         wish.adapter, wish.rank, corrections=wish.corrections, progress=ReadingBar()
     )
     notes: list[str] = []
-    key_maps = {name: KEY_MAPS[name](parts[name]) for name in connected}
+    key_maps = key_maps_of(model, clip)
     bindings: dict[str, Binding] = {}
     for name, key_map in key_maps.items():
         try:
@@ -104,9 +110,9 @@ def adapt(wish: Wish, model: Any, clip: Any) -> Adapted:
             bindings[name] = Binding(())
             notes.append(f"At strength 0 the {name} is left alone; it would not fit: {error}")
     homeless = require_match(adapter_set, [*bindings.values()], [*key_maps.values()])
-    blocks = all_blocks(adapter_set, key_maps.get(MODEL), key_maps.get(CLIP))
-    remember_use(wish.adapter, adapter_set, blocks, bindings)
+    remember_use(wish.adapter, key_maps.get(MODEL), key_maps.get(CLIP))
     if weights is not None:
+        blocks = all_blocks(adapter_set, key_maps.get(MODEL), key_maps.get(CLIP))
         placed = weights.on(blocks, wish.seed)
         bindings = _weighted(bindings, placed, adapter_set)
         notes += [f"Weights of blocks: {placed.text() or 'all 1'}.", *placed.notes]

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from ..algorithms.analysis.spectrum import Spread
+from ..algorithms.families.blocks import Group
 
 Bytes = NDArray[np.uint8]
 Colour = tuple[int, int, int]
@@ -37,14 +38,6 @@ green, and in grey too."""
 SMALL, NORMAL, LARGE = 12, 14, 17
 """Sizes of text in pixels."""
 MARGIN = 16
-
-
-@dataclass(frozen=True)
-class Group:
-    """Blocks that stand together."""
-
-    name: str
-    blocks: tuple[str, ...]
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,16 @@ from ..algorithms.analysis.inspection import Site, measured, norms_by, ranks_by_
 from ..algorithms.analysis.spectrum import spread_of
 from ..algorithms.binding import Binding, causes, families
 from ..algorithms.errors import AdapterError
-from ..algorithms.families.blocks import BlockMap
+from ..algorithms.families.blocks import BlockMap, Group
 from ..algorithms.families.parts import in_order
 from ..algorithms.formats.parse import AdapterSet
 from ..algorithms.inspection_report import Findings, inspection_report
 from ..algorithms.keymap import KeyMap
 from . import drawing
-from .adapting import CLIP, KEY_MAPS, MODEL
+from .adapting import CLIP, MODEL, key_maps_of
 from .host.bases import base_of, module_of
 from .host.bindings import binding_of
-from .host.blocks import all_blocks, places_of
+from .host.blocks import placed_file
 from .host.files import adapter_names, adapter_path, adapter_state, load_adapter
 from .host.images import as_image
 from .host.messages import ReadingBar, show_text
@@ -106,19 +106,18 @@ def look_at(adapter: str, model: Any, clip: Any) -> Seen:
         AdapterError: The file cannot be read.
     """
     adapter_set = load_adapter(adapter, progress=ReadingBar())
-    connected = {name: part for name, part in ((MODEL, model), (CLIP, clip)) if part is not None}
-    key_maps = {name: KEY_MAPS[name](part) for name, part in connected.items()}
+    key_maps = key_maps_of(model, clip)
     bindings, misfits = _bindings(adapter_set, key_maps)
-    blocks = all_blocks(adapter_set, key_maps.get(MODEL), key_maps.get(CLIP))
-    places = places_of(adapter_set, blocks, bindings.values())
-    roots = {name: module_of(part) for name, part in connected.items()}
+    blocks = placed_file(adapter_set, key_maps.get(MODEL), key_maps.get(CLIP), bindings.values())
+    parts = {MODEL: model, CLIP: clip}
+    roots = {name: module_of(parts[name]) for name in bindings}
     reads = {
         (item.module, id(item.adapter)): partial(base_of, roots[name], item)
         for name, binding in bindings.items()
         for item in binding.bound
     }
     changes = measured(
-        Site(module, one, places[module], reads.get((module, id(one))))
+        Site(module, one, blocks.places[module], reads.get((module, id(one))))
         for module, several in adapter_set.adapters.items()
         for one in several
     )
@@ -128,7 +127,7 @@ def look_at(adapter: str, model: Any, clip: Any) -> Seen:
         size_bytes=adapter_path(adapter).stat().st_size,
         made_for=made_for and made_for.name,
         model=of_model and of_model.name,
-        connected=tuple(connected),
+        connected=tuple(key_maps),
         groups=blocks.groups,
         changes=tuple(changes),
         spectra=tuple(spectra_of(changes)),
@@ -199,12 +198,8 @@ def spectrum_of(seen: Seen) -> drawing.Bytes:
     return drawing.spectrum_plot(spread, drawing.Bars(tuple(groups), ranks), seen.adapter, note)
 
 
-def _groups(blocks: BlockMap, section: str) -> tuple[drawing.Group, ...]:
-    return tuple(
-        drawing.Group(group.name, group.blocks)
-        for group in blocks.groups
-        if group.section == section and group.blocks
-    )
+def _groups(blocks: BlockMap, section: str) -> tuple[Group, ...]:
+    return tuple(group for group in blocks.groups if group.section == section and group.blocks)
 
 
 def _row(part: str) -> tuple[int, str, int]:

@@ -11,9 +11,9 @@ from comfy_api.latest import io
 from ..algorithms.block_sweep import Level, Step, Trial, sweep
 from ..algorithms.errors import AdapterError
 from . import drawing
-from .adapting import CLIP, KEY_MAPS, MODEL
+from .adapting import CLIP, MODEL, key_maps_of
 from .host.bindings import binding_of
-from .host.blocks import all_blocks, places_of
+from .host.blocks import placed_file
 from .host.files import adapter_names, adapter_state, load_adapter
 from .host.images import Pixels, as_image, pictures
 from .host.preset_files import own_texts, preset_text
@@ -127,14 +127,11 @@ class BlockSweep(io.ComfyNode):
     ) -> io.NodeOutput:
         """Returns the lists, and their length."""
         adapter_set = load_adapter(adapter)
-        connected = {name: one for name, one in ((MODEL, model), (CLIP, clip)) if one is not None}
-        key_maps = {name: KEY_MAPS[name](part) for name, part in connected.items()}
-        bindings = {name: binding_of(adapter_set, key_map) for name, key_map in key_maps.items()}
-        blocks = all_blocks(adapter_set, key_maps.get(MODEL), key_maps.get(CLIP))
-        places = places_of(adapter_set, blocks, bindings.values())
+        key_maps = key_maps_of(model, clip)
+        bindings = [binding_of(adapter_set, key_map) for key_map in key_maps.values()]
+        blocks = placed_file(adapter_set, key_maps.get(MODEL), key_maps.get(CLIP), bindings)
         steps = sweep(
             blocks,
-            places.values(),
             [group for group in blocks.groups if group.section in SECTIONS[where]],
             trial=what,
             level=level,

@@ -1,13 +1,15 @@
 """The blocks of models and files, each found once."""
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
-from weakref import WeakKeyDictionary
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from weakref import WeakKeyDictionary, ref
 
 from ...algorithms.adapters import Adapter
 from ...algorithms.analysis.norms import change_norm, joined
 from ...algorithms.binding import Binding, families
 from ...algorithms.errors import AdapterError
+from ...algorithms.families import Shapes
 from ...algorithms.families.blocks import (
     BlockMap,
     Place,
@@ -18,6 +20,7 @@ from ...algorithms.families.blocks import (
 )
 from ...algorithms.formats.parse import AdapterSet
 from ...algorithms.keymap import KeyMap
+from .bindings import binding_of
 
 REMEMBERED = 256
 """Files of which it is known on what models they were used last."""
@@ -25,21 +28,13 @@ REMEMBERED = 256
 _of_models: WeakKeyDictionary[KeyMap, BlockMap] = WeakKeyDictionary()
 _of_files: WeakKeyDictionary[AdapterSet, BlockMap] = WeakKeyDictionary()
 _norms: WeakKeyDictionary[AdapterSet, dict[str, float | None]] = WeakKeyDictionary()
-_used: OrderedDict[str, BlockMap] = OrderedDict()
-"""Name of a file -> the blocks of the model that it was used on last, by the file's module names."""
+_used: OrderedDict[str, tuple[ref[KeyMap] | None, ref[KeyMap] | None]] = OrderedDict()
+"""Name of a file -> the diffusion model and the text encoders that it was used on last."""
 
 
-def model_blocks(key_map: KeyMap) -> BlockMap:
-    """Returns the blocks of a diffusion model."""
+def _once(key_map: KeyMap, find: Callable[[Shapes], BlockMap]) -> BlockMap:
     if key_map not in _of_models:
-        _of_models[key_map] = blocks_of_model(key_map.shapes)
-    return _of_models[key_map]
-
-
-def clip_blocks(key_map: KeyMap) -> BlockMap:
-    """Returns the blocks of text encoders."""
-    if key_map not in _of_models:
-        _of_models[key_map] = blocks_of_clip(key_map.shapes)
+        _of_models[key_map] = find(key_map.shapes)
     return _of_models[key_map]
 
 
@@ -51,54 +46,56 @@ def file_blocks(adapter_set: AdapterSet) -> BlockMap:
     return _of_files[adapter_set]
 
 
-def all_blocks(
-    adapter_set: AdapterSet, model: KeyMap | None = None, clip: KeyMap | None = None
-) -> BlockMap:
+def all_blocks(adapter_set: AdapterSet, model: KeyMap | None, clip: KeyMap | None) -> BlockMap:
     """Returns the blocks of a model and its text encoders; of what is not there, those of the file."""
     by_name = file_blocks(adapter_set)
     whole = BlockMap(())
     for section, exact in (
-        ("model", None if model is None else model_blocks(model)),
-        ("clip", None if clip is None else clip_blocks(clip)),
+        ("model", None if model is None else _once(model, blocks_of_model)),
+        ("clip", None if clip is None else _once(clip, blocks_of_clip)),
     ):
         of_file = BlockMap(tuple(one for one in by_name.groups if one.section == section))
         whole = whole.joined(exact or of_file)
     return whole
 
 
-def places_of(
-    adapter_set: AdapterSet, blocks: BlockMap, bindings: Iterable[Binding]
-) -> dict[str, Place]:
-    """Returns where the layers of a file lie: by their names, and exactly where a model has them.
+def placed_file(
+    adapter_set: AdapterSet,
+    model: KeyMap | None,
+    clip: KeyMap | None,
+    bindings: Iterable[Binding],
+) -> BlockMap:
+    """Returns the same blocks, and where the layers of the file lie, by their names in it.
 
     Args:
         adapter_set: The file.
-        blocks: Those of the models.
-        bindings: Its places there.
+        model: The diffusion model, if there is one.
+        clip: The text encoders, if there are any.
+        bindings: Its places there; layers that have none are placed by their names.
     """
+    blocks = all_blocks(adapter_set, model, clip)
     named = file_blocks(adapter_set).places
     places: dict[str, Place] = dict(named)
     for binding in bindings:
         for item in binding.bound:
             exact = blocks.places[item.target.weight]
             places[item.module] = place_of(exact, named.get(item.module))
-    return places
+    return BlockMap(blocks.groups, places)
 
 
-def remember_use(
-    adapter: str, adapter_set: AdapterSet, blocks: BlockMap, bindings: Mapping[str, Binding]
-) -> None:
-    """Keeps on what blocks the layers of a file lie, for whoever asks without a model.
+def remember_use(adapter: str, model: KeyMap | None, clip: KeyMap | None) -> None:
+    """Keeps on what a file is used, for whoever asks for its blocks without a model.
 
     Args:
         adapter: Name of the file.
-        adapter_set: The file.
-        blocks: Those of the models that it was put on.
-        bindings: Its places there.
+        model: The diffusion model, if one is connected.
+        clip: The text encoders, if they are.
     """
-    places = places_of(adapter_set, blocks, bindings.values())
     _used.pop(adapter, None)
-    _used[adapter] = BlockMap(blocks.groups, places)
+    _used[adapter] = (
+        None if model is None else ref(model),
+        None if clip is None else ref(clip),
+    )
     while len(_used) > REMEMBERED:
         _used.popitem(last=False)
 
@@ -108,10 +105,12 @@ def blocks_in_use(adapter: str, adapter_set: AdapterSet) -> BlockMap:
 
     The places are those of the file's modules.
     """
-    used = _used.get(adapter)
-    if used is not None and used.places.keys() == adapter_set.adapters.keys():
-        return used
-    return file_blocks(adapter_set)
+    model, clip = (known and known() for known in _used.get(adapter, (None, None)))
+    bindings: list[Binding] = []
+    for key_map in (model, clip):
+        with suppress(AdapterError):  # it did not fit this part, and ran on the other one
+            bindings += [] if key_map is None else [binding_of(adapter_set, key_map)]
+    return placed_file(adapter_set, model, clip, bindings)
 
 
 def energies(adapter_set: AdapterSet) -> Mapping[str, float | None]:

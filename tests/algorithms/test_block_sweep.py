@@ -28,7 +28,7 @@ MEMBERS = {"IN": ("IN01", "IN02"), "MID": ("M00",), "OUT": ("OUT01",)}
 
 
 def steps(trial: Trial, level: Level = "blocks", base: str = "", value: float = 0.3) -> list[Step]:
-    return sweep(BLOCKS, PLACES, MODEL, trial=trial, level=level, value=value, base=base)
+    return sweep(BLOCKS, MODEL, trial=trial, level=level, value=value, base=base)
 
 
 def weights(text: str) -> dict[Place, float]:
@@ -91,7 +91,6 @@ def test_a_base_that_cannot_be_read_says_why() -> None:
 def test_a_base_may_be_a_preset() -> None:
     found = sweep(
         BLOCKS,
-        PLACES,
         MODEL,
         trial="each off in turn",
         level="blocks",

@@ -8,8 +8,9 @@ import pytest
 from PIL import ImageFont
 
 from anyadapter.algorithms.analysis.spectrum import Spread
+from anyadapter.algorithms.families.blocks import Group
 from anyadapter.nodes import drawing
-from anyadapter.nodes.drawing import Bars, Bytes, Group, Panel, heat_map, label_grid, ramp
+from anyadapter.nodes.drawing import Bars, Bytes, Panel, heat_map, label_grid, ramp
 
 GROUPS = (Group("IN", ("IN00", "IN01")), Group("MID", ("M00",)))
 PANEL = Panel(

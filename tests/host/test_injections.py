@@ -412,10 +412,10 @@ def test_another_strength_plans_nothing_and_copies_nothing(
     assert not torch.equal(first, second)
 
 
-def test_another_weight_of_a_block_plans_and_patches_nothing(
-    base: ModelPatcher, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made: list[object] = []
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[LayerPlan]:
+    """The plans that were made since the test began."""
+    made: list[LayerPlan] = []
     original = LayerPlan.__init__
 
     def counted(self: LayerPlan, *args: Any) -> None:
@@ -423,6 +423,12 @@ def test_another_weight_of_a_block_plans_and_patches_nothing(
         original(self, *args)
 
     monkeypatch.setattr(LayerPlan, "__init__", counted)
+    return made
+
+
+def test_another_weight_of_a_block_plans_and_patches_nothing(
+    base: ModelPatcher, made: list[LayerPlan]
+) -> None:
     uuid = base.patches_uuid
     results: list[Tensor] = []
     for factor in (0.5, 0.0, 1.0):
@@ -436,17 +442,9 @@ def test_another_weight_of_a_block_plans_and_patches_nothing(
 
 
 def test_another_strength_plans_nothing_in_a_row_of_many_loaders(
-    base: ModelPatcher, monkeypatch: pytest.MonkeyPatch
+    base: ModelPatcher, made: list[LayerPlan]
 ) -> None:
     # With five loaders or more, all layers were planned again at each new strength.
-    made: list[object] = []
-    original = LayerPlan.__init__
-
-    def counted(self: LayerPlan, *args: Any) -> None:
-        made.append(self)
-        original(self, *args)
-
-    monkeypatch.setattr(LayerPlan, "__init__", counted)
     bound = [replace(FIRST) for _ in range(6)]
 
     def row(strength: float) -> Tensor:
