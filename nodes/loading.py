@@ -14,6 +14,7 @@ from .host.files import adapter_names, adapter_path, adapter_state
 from .host.memory import AUTOMATIC
 from .host.messages import show_text
 from .host.preset_files import own_texts
+from .inputs import memory_input, mode_input
 from .schema import advanced
 from .sockets import ScheduleSocket
 
@@ -55,16 +56,7 @@ class LoadAdapter(io.ComfyNode):
                     **STRENGTH,
                     tooltip="How strongly the text encoders are changed.",
                 ),
-                advanced(
-                    io.Combo.Input(
-                        "mode",
-                        options=["hook", "patch"],
-                        default="hook",
-                        tooltip="hook computes the change beside each layer and leaves the weights "
-                        "alone, so another strength costs nothing. patch changes the weights as "
-                        "ComfyUI's own loader does, for saving or compiling the model.",
-                    )
-                ),
+                mode_input(),
                 advanced(
                     io.Int.Input(
                         "rank",
@@ -101,17 +93,7 @@ class LoadAdapter(io.ComfyNode):
                         "or those that passed through Adapter for Conditioning. Only in mode hook.",
                     )
                 ),
-                advanced(
-                    io.Int.Input(
-                        "memory_mb",
-                        default=AUTOMATIC,
-                        min=AUTOMATIC,
-                        max=1 << 20,
-                        optional=True,
-                        tooltip="Memory in MB for weights that hooks have built and would build again "
-                        "at each step. -1 takes a twentieth of what is free; 0 keeps none.",
-                    )
-                ),
+                memory_input(),
                 io.String.Input(
                     "blocks",
                     default="",

@@ -21,7 +21,8 @@ from .host.files import adapter_names, adapter_path, adapter_state
 from .host.memory import AUTOMATIC
 from .host.messages import show_text
 from .host.preset_files import own_texts, preset_text
-from .schema import advanced, drawn_by_page
+from .inputs import memory_input, mode_input
+from .schema import drawn_by_page
 from .sockets import LoraStackSocket
 
 NOTHING_TO_ADAPT = "No model or CLIP is connected: only the LORA_STACK was made."
@@ -61,27 +62,8 @@ class AdapterStack(io.ComfyNode):
                     optional=True,
                     tooltip="Adapters from a stack of this or another pack, applied beside these.",
                 ),
-                advanced(
-                    io.Combo.Input(
-                        "mode",
-                        options=["hook", "patch"],
-                        default="hook",
-                        tooltip="hook computes the changes beside each layer and leaves the weights "
-                        "alone, so another strength costs nothing. patch changes the weights as "
-                        "ComfyUI's own loader does, for saving or compiling the model.",
-                    )
-                ),
-                advanced(
-                    io.Int.Input(
-                        "memory_mb",
-                        default=AUTOMATIC,
-                        min=AUTOMATIC,
-                        max=1 << 20,
-                        optional=True,
-                        tooltip="Memory for weights that hooks have built, so as not to build them "
-                        "at each step. -1 takes a twentieth of what is free; 0 keeps none.",
-                    )
-                ),
+                mode_input(),
+                memory_input(),
             ],
             outputs=[
                 io.Model.Output(),

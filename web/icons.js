@@ -1,5 +1,7 @@
 // Small pictures for buttons, drawn with lines in the colour of the text.
 
+import { loadStyle } from "./dom.js";
+
 const SVG = "http://www.w3.org/2000/svg";
 
 /** @typedef {keyof typeof PATHS} PictureName */
@@ -27,6 +29,7 @@ const PATHS = {
  * @param {PictureName} name
  */
 export function icon(name) {
+  loadStyle("icons.css");
   const picture = document.createElementNS(SVG, "svg");
   picture.setAttribute("viewBox", "0 0 16 16");
   picture.setAttribute("aria-hidden", "true");

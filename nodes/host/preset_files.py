@@ -67,7 +67,7 @@ def own_presets() -> Presets:
     except FileNotFoundError:
         return {}
     except OSError as error:
-        raise StorageError(f"The presets in {FILE} cannot be read: {_reason(error)}.") from error
+        raise _unreadable(error) from error
     state = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
     kept = _read.get(path)
     if kept is None or kept[0] != state:
@@ -273,7 +273,7 @@ def _document(path: Path) -> Document:
     except FileNotFoundError:
         return {"version": VERSION, "presets": {}}
     except OSError as error:
-        raise StorageError(f"The presets in {FILE} cannot be read: {_reason(error)}.") from error
+        raise _unreadable(error) from error
     except ValueError as error:
         raise StorageError(
             f"{FILE} in ComfyUI's user folder is damaged ({error}). It is left as it is: mend it, or "
@@ -327,6 +327,10 @@ def _change(change: Callable[[Presets], None]) -> None:
             f"The presets in {FILE} of ComfyUI's user folder cannot be changed: {_reason(error)}. "
             "Nothing was lost."
         ) from error
+
+
+def _unreadable(error: OSError) -> StorageError:
+    return StorageError(f"The presets in {FILE} cannot be read: {_reason(error)}.")
 
 
 def _reason(error: OSError) -> str:

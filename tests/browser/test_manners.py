@@ -8,6 +8,7 @@ from playwright.sync_api import expect
 from base_directory import make_example_adapters
 from comfy_page import ComfyPage
 from comfy_server import ComfyServer
+from workflows import ADDED_TO_LOAD
 
 NOW = {
     "adapter": "locon.safetensors",
@@ -21,14 +22,6 @@ NOW = {
     "blocks": "IN04:0.5, OUT:0",
     "blocks_seed": 11,
 }
-AT_FIRST = {
-    "scale": "as trained",
-    "acts_on": "every conditioning",
-    "memory_mb": -1,
-    "blocks": "",
-    "blocks_seed": 0,
-}
-"""What widgets that were appended do to a workflow of before them: nothing."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -85,7 +78,7 @@ def test_a_copied_node_has_the_same_values(page: ComfyPage):
 def test_a_workflow_of_before_opens_with_what_it_did_then(page: ComfyPage, count: int):
     page.open(load_node([*NOW.values()][:count]))
     stored = dict([*NOW.items()][:count])
-    assert values_of(page, 1) == {**NOW, **AT_FIRST, **stored}
+    assert values_of(page, 1) == {**NOW, **ADDED_TO_LOAD, **stored}
 
 
 def test_a_workflow_is_stored_as_it_was_opened(page: ComfyPage):

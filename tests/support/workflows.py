@@ -11,6 +11,15 @@ from comfy_server import ComfyServer
 
 Prompt = dict[str, Any]
 
+ADDED_TO_LOAD: dict[str, Any] = {
+    "scale": "as trained",
+    "acts_on": "every conditioning",
+    "memory_mb": -1,
+    "blocks": "",
+    "blocks_seed": 0,
+}
+"""What the inputs that Load Adapter was given later do to workflows of before them: nothing."""
+
 
 def text_to_latent(
     checkpoint: str,
