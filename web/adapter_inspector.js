@@ -2,13 +2,12 @@
 
 import { adapter, preview } from "./api.js";
 import { openDialog } from "./dialog.js";
-import { copyText, element, loadStyle } from "./dom.js";
+import { copiesOnClick, element, loadStyle } from "./dom.js";
 import { t } from "./i18n.js";
 
 /** @import { About, Adapter, Description } from "./api.js" */
 
 const TAGS_AT_FIRST = 40;
-const COPIED_MS = 1200;
 const LONG_VALUE = 2000;
 
 /**
@@ -171,14 +170,10 @@ export class Inspector {
    * @param {string} text
    */
   #copies(button, text) {
-    button.addEventListener("click", async () => {
-      await copyText(text);
+    return copiesOnClick(button, text, () => {
       const short = text.length > 60 ? `${text.slice(0, 60)}…` : text;
       this.#said.textContent = t("info_copied", "Copied: {text}", { text: short });
-      button.classList.add("anyadapter-copied");
-      setTimeout(() => button.classList.remove("anyadapter-copied"), COPIED_MS);
     });
-    return button;
   }
 }
 

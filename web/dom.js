@@ -2,6 +2,8 @@
 
 import { app } from "../../scripts/app.js";
 
+const COPIED_MS = 1200;
+
 /**
  * Makes an element.
  *
@@ -99,4 +101,22 @@ export async function copyText(text) {
     field.remove();
     if (focused instanceof HTMLElement) focused.focus();
   }
+}
+
+/**
+ * Makes a button copy a text, and look so for a moment.
+ *
+ * @template {HTMLElement} Button
+ * @param {Button} button
+ * @param {string} text
+ * @param {() => void} [done] Called when it is copied.
+ */
+export function copiesOnClick(button, text, done = () => {}) {
+  button.addEventListener("click", async () => {
+    await copyText(text);
+    button.classList.add("anyadapter-copied");
+    setTimeout(() => button.classList.remove("anyadapter-copied"), COPIED_MS);
+    done();
+  });
+  return button;
 }

@@ -2,7 +2,7 @@
 
 import { adapter, preview } from "./api.js";
 import { BlockEditor } from "./block_editor.js";
-import { copyText, element } from "./dom.js";
+import { copiesOnClick, element } from "./dom.js";
 import { t } from "./i18n.js";
 import { icon } from "./icons.js";
 import { NumberField } from "./number_field.js";
@@ -13,7 +13,6 @@ import { LARGEST_SEED, LARGEST_STRENGTH, inOneLine } from "./stack_text.js";
 
 const USUAL_STRENGTH = 2;
 const RANDOM = /(^|[:,\s])[RU]\b/;
-const COPIED_MS = 900;
 
 /**
  * @typedef {object} RowHost What a row asks of its stack.
@@ -407,15 +406,7 @@ function line(label, content) {
 
 /** @param {string} word */
 function wordButton(word) {
-  const made = element(
-    "button",
-    { type: "button", class: "anyadapter-chip", title: t("stack.copyWord", "Copy") },
-    word,
-  );
-  made.addEventListener("click", async () => {
-    await copyText(word);
-    made.classList.add("anyadapter-copied");
-    setTimeout(() => made.classList.remove("anyadapter-copied"), COPIED_MS);
-  });
-  return made;
+  const title = t("stack.copyWord", "Copy");
+  const made = element("button", { type: "button", class: "anyadapter-chip", title }, word);
+  return copiesOnClick(made, word);
 }
