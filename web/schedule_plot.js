@@ -47,9 +47,13 @@ export function addSchedulePlot(node) {
     const linked = node.inputs.find((input) => input.widget && input.link != null);
     if (linked) {
       plot.show(
-        t("schedule_linked", "{input} comes from another node, so the curve is known when it runs.", {
-          input: linked.localized_name ?? linked.name,
-        }),
+        t(
+          "schedule_linked",
+          "{input} comes from another node, so the curve is known when it runs.",
+          {
+            input: linked.localized_name ?? linked.name,
+          },
+        ),
       );
       return;
     }
