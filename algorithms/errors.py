@@ -79,3 +79,11 @@ class StackError(AdapterError):
 
 class RequestError(AdapterError):
     """A request over HTTP lacks a value, or has one that means nothing."""
+
+
+class TrainingError(AdapterError):
+    """A training cannot start, or cannot go on, as it is asked for."""
+
+
+class DatasetError(AdapterError):
+    """There is nothing to train on, or what there is cannot be used."""

@@ -29,6 +29,10 @@ OWN_PARTS = {
     "stack": {"errors"},
     "report": {"adapters", "errors", "families", "formats"},
     "facts": {"adapters", "binding", "families", "formats", "report"},
+    "training": {
+        *("adapters", "block_lists", "errors", "families", "formats", "keymap", "layers"),
+        *("shapes", "training"),
+    },
 }
 FOREIGN = {"torch", "safetensors", "jaxtyping"}
 """What `algorithms` may import besides the standard library (jaxtyping is optional)."""
