@@ -110,14 +110,25 @@ class Completion(Generic[A]):
 
 @dataclass(frozen=True)
 class InitialConfig:
-    """What a new adapter needs to know besides its layer."""
+    """What a new adapter needs to know besides its layer; each method reads what concerns it."""
 
     rank: int = 4
     alpha: float | None = None
     factor: int = -1
     """LoKr's wish for the smaller part of each side of a weight; -1 is the most square split."""
+    full_matrix: bool = False
+    """Of LoKr: whether both sides are whole, whatever the rank."""
+    decompose_both: bool = False
+    """Of LoKr: whether w1 too is made of factors, where the rank is below half of its longer side."""
+    unbalanced: bool = False
+    """Of LoKr: whether w1 has the larger part of the outputs (`unbalanced_factorization`)."""
+    use_tucker: bool = False
+    """Of LoKr: whether the factors of w2 leave the kernel to a core. LoRA and LoHa with a core are
+    methods of their own."""
+    on_input: bool = False
+    """Of (IA)^3: whether the inputs are scaled, and not the outputs."""
     constraint: float = 0.0
-    """Of rotations: how far they may turn, 0 for as far as they like."""
+    """Of rotations: how far they may turn, 0 for as far as they like; kohya calls it alpha."""
     rescaled: bool = False
     """Of rotations: whether the lengths of rows are trained too."""
 

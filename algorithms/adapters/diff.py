@@ -49,9 +49,12 @@ class Diff(Adapter):
 
     @classmethod
     def initial(cls, layer: Layer, config: InitialConfig, generator: Generator) -> "Diff":
-        """Returns zeros for weight and bias."""
+        """Returns zeros for the weight, and for the bias where the layer has one."""
         del config, generator
-        return cls(torch.zeros(layer.weight_shape), torch.zeros(layer.weight_shape[0]))
+        bias = layer.bias(torch.empty(0))
+        return cls(
+            torch.zeros(layer.weight_shape), None if bias is None else torch.zeros(bias.shape)
+        )
 
 
 @dataclass(frozen=True, eq=False)

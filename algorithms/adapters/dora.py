@@ -20,7 +20,7 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
-from ..errors import FormatError, ShapeError
+from ..errors import FormatError, ShapeError, TrainingError
 from ..layers import Layer
 from ..shapes import Float
 from .base import Adapter, Completion, InitialConfig, Origin, Pieces, Role, Work, widened
@@ -66,6 +66,8 @@ class Dora(Adapter):
     """m / ||V|| for one base; made by `prepared`."""
     growth: Float[Tensor, " N"] | None = None
     """`gain` - 1, which a low dtype could not tell from the rounding of a gain near 1."""
+    detached_norm: bool = False
+    """Whether ||V|| is a constant to the gradients (section 4.3 of the paper). Nothing else differs."""
 
     def __post_init__(self) -> None:
         """Refuses two vectors of magnitudes."""
@@ -173,9 +175,36 @@ class Dora(Adapter):
         Raises:
             UnsupportedLayerError: The layer cannot give its weight.
         """
-        inner = Lora.initial(layer, config, generator)
-        weight = layer.weight(torch.empty(0, dtype=torch.float64))
-        return cls(inner, dora_scale=_lengths(weight, "outputs").reshape(_column(weight.shape)))
+        return cls.around(Lora.initial(layer, config, generator), layer)
+
+    @classmethod
+    def around(
+        cls, inner: Adapter, layer: Layer, axis: Axis = "outputs", *, detached_norm: bool = False
+    ) -> "Dora":
+        """Returns an adapter that changes nothing yet, with the lengths of the base weight.
+
+        Args:
+            inner: The start of any additive method.
+            layer: The layer to adapt.
+            axis: What gets lengths of its own: the outputs, or the inputs.
+            detached_norm: Whether the norm is a constant to the gradients.
+
+        Raises:
+            ShapeError: The layer is a norm.
+            TrainingError: The inner method is not additive.
+            UnsupportedLayerError: The layer cannot give its weight.
+        """
+        shape = layer.weight_shape
+        if not inner.additive:
+            raise TrainingError(
+                f"DoRA goes around a change that does not depend on the weight, and that of "
+                f"{inner.name} does. Switch DoRA off, or choose LoRA, LoHa, LoKr or full."
+            )
+        if len(shape) < 2:
+            raise ShapeError(f"DoRA needs a matrix or a kernel, the weight is {list(shape)}")
+        lengths = _lengths(layer.weight(torch.empty(0, dtype=torch.float64)), axis)
+        scale = lengths.reshape(_broadcast(axis, len(shape)))
+        return cls(inner, dora_scale=scale, detached_norm=detached_norm)
 
     def sliced(self, rank: int) -> "Dora":
         """Returns the same with the first ranks of the inner adapter; its lengths stay."""
@@ -255,15 +284,17 @@ class Dora(Adapter):
 
     def _gain(self, changed: Float[Tensor, "O ..."]) -> Float[Tensor, " N"]:
         """Returns m / ||V||; a row or column without any length is left alone."""
+        changed = changed.detach() if self.detached_norm else changed
         lengths = _lengths(changed, self.axis(tuple(changed.shape)))
         magnitude = widened(self._magnitude).flatten()
-        return torch.where(lengths > 0, magnitude / lengths, torch.ones_like(lengths))
+        ones = torch.ones_like(lengths)
+        # Divided by 1 where there is no length, since the gradients of both branches are computed.
+        quotient = magnitude / torch.where(lengths > 0, lengths, ones)
+        return torch.where(lengths > 0, quotient, ones)
 
     def _over(self, vector: Float[Tensor, " N"], shape: tuple[int, ...]) -> Tensor:
         """Returns a vector in a shape that broadcasts against a weight of `shape`."""
-        if self.axis(tuple(shape)) == "outputs":
-            return vector.reshape(_column(shape))
-        return vector.reshape(1, -1, *[1] * (len(shape) - 2))
+        return vector.reshape(_broadcast(self.axis(tuple(shape)), len(shape)))
 
 
 def _lengths(weight: Float[Tensor, "O ..."], axis: Axis) -> Float[Tensor, " N"]:
@@ -271,5 +302,6 @@ def _lengths(weight: Float[Tensor, "O ..."], axis: Axis) -> Float[Tensor, " N"]:
     return torch.linalg.vector_norm(weight.movedim(kept, 0).flatten(1), dim=1)
 
 
-def _column(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return (shape[0], *[1] * (len(shape) - 1))
+def _broadcast(axis: Axis, axes: int) -> tuple[int, ...]:
+    """Returns the shape in which lengths broadcast against a weight of so many axes."""
+    return (-1, *[1] * (axes - 1)) if axis == "outputs" else (1, -1, *[1] * (axes - 2))

@@ -92,7 +92,7 @@ class Glora(Adapter):
         if not layer.chains:
             return super().delta_output(x, y, layer)
         shape = layer.weight_shape
-        own = self._in_order(shape)
+        own = self._in_order(shape).to(x.device, x.dtype)
         rank = own.a2.shape[0]
         scale = scale_of(self.alpha, rank)
         changed = layer.pointwise(x, own.a2.flatten(1)) * scale

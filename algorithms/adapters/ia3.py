@@ -64,9 +64,23 @@ class Ia3(Adapter):
 
     @classmethod
     def initial(cls, layer: Layer, config: InitialConfig, generator: Generator) -> "Ia3":
-        """Returns zeros for the outputs."""
-        del config, generator
-        return cls(torch.zeros(layer.weight_shape[0]), 0.0)
+        """Returns zeros for the outputs or the inputs, in the shape that LyCORIS gives them.
+
+        Raises:
+            ShapeError: The inputs of a norm are asked for.
+        """
+        del generator
+        shape = layer.weight_shape
+        if config.on_input and len(shape) < 2:
+            raise ShapeError(
+                f"(IA)^3 scales inputs of a matrix or a kernel, the weight is {list(shape)}"
+            )
+        channels = shape[1 if config.on_input else 0]
+        kernel = [1] * len(shape[2:])
+        return cls(
+            torch.zeros(1, channels, *kernel) if kernel else torch.zeros(channels),
+            float(config.on_input),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,6 +194,7 @@ def _scaled(
 
 def _output(gain: Tensor, side: Side, x: Tensor, y: Tensor, layer: Layer) -> Tensor:
     """Returns `gain * y`, or what the layer makes of `gain * x`, without its bias."""
+    gain = gain.to(y.dtype)
     if side == "outputs":
         return layer.over_channels(gain.flatten(), y) * y
     # Each group has the same factors: a weight does not know of the groups before its own.

@@ -17,6 +17,7 @@ from typing import TypeVar
 import torch
 from torch import Generator, Tensor
 
+from ..errors import ShapeError
 from ..layers import Layer
 from ..shapes import Float
 from .base import (
@@ -31,13 +32,16 @@ from .base import (
     widened,
 )
 from .forms import Hadamard, Product
-from .linalg import core_like, low_rank, require_product, through_core, tucker
+from .hadamard import Factors, hadamard, hadamard_output
+from .linalg import core_like, require_product, through_core
 
 
 def _role(field: str) -> Role:
     return Role(field, (f".hada_{field}", f".hada_{field}.*"))
 
 
+LARGEST_CALM_RANK = 16
+"""Half of the rank that LyCORIS' documents advise at most."""
 FACTORS = (_role("w1_a"), _role("w1_b"), _role("w2_a"), _role("w2_b"))
 
 
@@ -67,12 +71,7 @@ class Loha(Adapter):
 
     def delta_weight(self, weight: Float[Tensor, "O ..."]) -> Float[Tensor, "O ..."]:
         """Returns the scaled product in the shape of `weight`; only its shape is read."""
-        shape = tuple(weight.shape)
-        first = low_rank(widened(self.w1_a) * self.scale, widened(self.w1_b), shape)
-        second = low_rank(widened(self.w2_a), widened(self.w2_b), shape)
-        if torch.is_grad_enabled():
-            return first * second
-        return first.mul_(second)  # the time of a large product is that of new memory for it
+        return hadamard(self._factors(), tuple(weight.shape))
 
     def delta_output(
         self, x: Float[Tensor, "B ..."], y: Float[Tensor, "B ..."], layer: Layer
@@ -85,7 +84,7 @@ class Loha(Adapter):
         columns = torch.Size(inputs).numel()
         positions = y.numel() // outputs
         if not layer.chains or not pairs_are_cheaper(self.rank, outputs, columns, positions):
-            return super().delta_output(x, y, layer)
+            return hadamard_output(x, layer, self._factors())
         up, down = self._pairs()
         require_product(up, down, layer.weight_shape)
         kernel = down.to(x.dtype).reshape(-1, *inputs)
@@ -101,10 +100,8 @@ class Loha(Adapter):
 
     def form(self) -> Hadamard:
         """Returns both products, the first one scaled."""
-        first = Product(widened(self.w1_a).flatten(1) * self.scale, widened(self.w1_b).flatten(1))
-        return Hadamard(
-            first, Product(widened(self.w2_a).flatten(1), widened(self.w2_b).flatten(1))
-        )
+        a1, b1, a2, b2 = self._factors()
+        return Hadamard(Product(a1, b1), Product(a2, b2))
 
     def completed(self, origin: Origin, *, corrections: bool) -> "Completion[Loha]":
         """Returns the adapter with alpha from the header where the tensors have none."""
@@ -113,15 +110,30 @@ class Loha(Adapter):
 
     @classmethod
     def initial(cls, layer: Layer, config: InitialConfig, generator: Generator) -> "Loha":
-        """Returns LyCORIS' start: normal factors, and `w2_a` at zero."""
+        """Returns LyCORIS' start: normal factors, and `w2_a` at zero.
+
+        The first half has a deviation of 0.1 sqrt(R), by which the gradients of the second grow.
+        Above rank 16 LyCORIS' training breaks down unless it goes slower, so there `w1_a` is made
+        smaller, and the half stays as large as at rank 16.
+        """
         outputs, *inputs = layer.weight_shape
         columns, rank = torch.Size(inputs).numel(), config.rank
+        deviation = 0.1 / max(rank / LARGEST_CALM_RANK, 1) ** 0.5
         return cls(
-            w1_a=torch.randn(outputs, rank, generator=generator) * 0.1,
+            w1_a=torch.randn(outputs, rank, generator=generator) * deviation,
             w1_b=torch.randn(rank, columns, generator=generator),
             w2_a=torch.zeros(outputs, rank),
             w2_b=torch.randn(rank, columns, generator=generator),
             alpha=config.alpha,
+        )
+
+    def _factors(self) -> Factors:
+        """Returns the factors as matrices in float32 or better, the scale in the first."""
+        return (
+            widened(self.w1_a).flatten(1) * self.scale,
+            widened(self.w1_b).flatten(1),
+            widened(self.w2_a).flatten(1),
+            widened(self.w2_b).flatten(1),
         )
 
     def _pairs(self) -> tuple[Float[Tensor, "O RR"], Float[Tensor, "RR I"]]:
@@ -129,11 +141,9 @@ class Loha(Adapter):
 
         up[o, (r, q)] = w1_a[o, r] w2_a[o, q], down[(r, q), i] = w1_b[r, i] w2_b[q, i]
         """
-        first, second = widened(self.w1_a).flatten(1), widened(self.w2_a).flatten(1)
-        up = (first[:, :, None] * second[:, None, :]).flatten(1)
-        first, second = widened(self.w1_b).flatten(1), widened(self.w2_b).flatten(1)
-        down = (first[:, None, :] * second[None, :, :]).flatten(0, 1)
-        return up * self.scale, down
+        a1, b1, a2, b2 = self._factors()
+        up = (a1[:, :, None] * a2[:, None, :]).flatten(1)
+        return up, (b1[:, None, :] * b2[None, :, :]).flatten(0, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,18 +180,19 @@ class LohaTucker(Adapter):
 
     def delta_weight(self, weight: Float[Tensor, "O ..."]) -> Float[Tensor, "O ..."]:
         """Returns the scaled product of both kernels; only the shape of `weight` is read."""
-        shape = tuple(weight.shape)
-        first = _half(self.w1_a, self.t1, self.w1_b, shape)
-        second = _half(self.w2_a, self.t2, self.w2_b, shape)
-        return first * second * self.scale
+        return hadamard(self._factors(tuple(weight.shape)), tuple(weight.shape))
+
+    def delta_output(
+        self, x: Float[Tensor, "B ..."], y: Float[Tensor, "B ..."], layer: Layer
+    ) -> Float[Tensor, "..."]:
+        """Returns the layer with the change as its weight."""
+        del y
+        return hadamard_output(x, layer, self._factors(layer.weight_shape))
 
     def form(self) -> Hadamard:
         """Returns both halves as products, the first one scaled."""
-        first = through_core(widened(self.t1), widened(self.w1_b))
-        second = through_core(widened(self.t2), widened(self.w2_b))
-        return Hadamard(
-            Product(widened(self.w1_a).T * self.scale, first), Product(widened(self.w2_a).T, second)
-        )
+        a1, b1, a2, b2 = self._halves()
+        return Hadamard(Product(a1, b1), Product(a2, b2))
 
     def completed(self, origin: Origin, *, corrections: bool) -> "Completion[LohaTucker]":
         """Returns the adapter with alpha from the header where the tensors have none."""
@@ -190,17 +201,45 @@ class LohaTucker(Adapter):
 
     @classmethod
     def initial(cls, layer: Layer, config: InitialConfig, generator: Generator) -> "LohaTucker":
-        """Returns LyCORIS' start: normal factors and cores, and `w2_a` at zero."""
+        """Returns LyCORIS' start: normal factors and cores, and `w2_a` at zero.
+
+        The first half has a deviation of 0.01 R; above rank 16 it stays as there, as in `Loha`.
+        """
         outputs, inputs, *kernel = layer.weight_shape
         rank = config.rank
+        deviation = 0.1 / max(rank / LARGEST_CALM_RANK, 1)
         return cls(
-            w1_a=torch.randn(rank, outputs, generator=generator) * 0.1,
+            w1_a=torch.randn(rank, outputs, generator=generator) * deviation,
             w1_b=torch.randn(rank, inputs, generator=generator),
             t1=torch.randn(rank, rank, *kernel, generator=generator) * 0.1,
             w2_a=torch.zeros(rank, outputs),
             w2_b=torch.randn(rank, inputs, generator=generator),
             t2=torch.randn(rank, rank, *kernel, generator=generator) * 0.1,
             alpha=config.alpha,
+        )
+
+    def _factors(self, shape: tuple[int, ...]) -> Factors:
+        """Returns the halves for a kernel of `shape`.
+
+        Raises:
+            ShapeError: A core has another kernel.
+        """
+        for core, factor in ((self.t1, self.w1_b), (self.t2, self.w2_b)):
+            sizes = (factor.shape[1], *core_like(core, shape[2:]).shape[2:])
+            if sizes != shape[1:]:
+                raise ShapeError(
+                    f"the adapter changes a kernel {[self.w1_a.shape[1], *sizes]}, "
+                    f"not {list(shape)}"
+                )
+        return self._halves()
+
+    def _halves(self) -> Factors:
+        """Returns each half as a product of two matrices, the scale in the first one."""
+        return (
+            widened(self.w1_a).T * self.scale,
+            through_core(widened(self.t1), widened(self.w1_b)),
+            widened(self.w2_a).T,
+            through_core(widened(self.t2), widened(self.w2_b)),
         )
 
 
@@ -218,16 +257,6 @@ def pairs_are_cheaper(rank: int, outputs: int, columns: int, positions: int) -> 
     """
     pairs = positions * rank**2 * (outputs + columns)
     return pairs < (2 * rank + positions) * outputs * columns
-
-
-def _half(
-    a: Float[Tensor, "M O"],
-    core: Float[Tensor, "M R ..."],
-    b: Float[Tensor, "R I"],
-    shape: tuple[int, ...],
-) -> Float[Tensor, "O I ..."]:
-    core = core_like(widened(core), shape[2:])
-    return tucker(widened(a).T, core, widened(b), shape)
 
 
 LohaKind = TypeVar("LohaKind", Loha, LohaTucker)

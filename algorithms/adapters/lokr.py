@@ -172,21 +172,36 @@ class Lokr(Adapter):
     def initial(cls, layer: Layer, config: InitialConfig, generator: Generator) -> "Lokr":
         """Returns LyCORIS' start: w1 Kaiming-uniform, w2 at zero by its last factor.
 
-        w2 is whole where the rank is no smaller than half of its longer side. Alpha then is the
-        rank: loaders ignore it, but that of LyCORIS stops without one.
+        w2 is whole where the rank is no smaller than half of its longer side. With both sides whole
+        alpha is the rank: loaders ignore it, but that of LyCORIS stops without one.
+
+        Raises:
+            ShapeError: The weight is that of a norm.
         """
+        if len(layer.weight_shape) < 2:
+            raise ShapeError(
+                f"LoKr needs a matrix or a kernel, the weight is {list(layer.weight_shape)}"
+            )
         outputs, inputs, *kernel = layer.weight_shape
         a, b = factorization(outputs, config.factor)
         c, d = factorization(inputs, config.factor)
-        w1 = kaiming((a, c), generator)
-        if config.rank >= max(b, d) / 2:
-            return cls(w1=w1, w2=torch.zeros(b, d, *kernel), alpha=float(config.rank))
-        return cls(
-            w1=w1,
-            w2_a=kaiming((b, config.rank), generator),
-            w2_b=torch.zeros(config.rank, d * torch.Size(kernel).numel()),
-            alpha=config.alpha,
-        )
+        a, b = (b, a) if config.unbalanced else (a, b)
+        rank, few = config.rank, not config.full_matrix
+        left = {"w1": (a, c)}
+        if few and config.decompose_both and rank < max(a, c) / 2:
+            left = {"w1_a": (a, rank), "w1_b": (rank, c)}
+        factors = {name: kaiming(shape, generator) for name, shape in left.items()}
+        if not few or rank >= max(b, d) / 2:
+            factors["w2"] = torch.zeros(b, d, *kernel)
+        elif config.use_tucker and math.prod(kernel) > 1:
+            factors["t2"] = kaiming((rank, rank, *kernel), generator)
+            factors["w2_a"] = kaiming((rank, b), generator)
+            factors["w2_b"] = torch.zeros(rank, d)
+        else:
+            factors["w2_a"] = kaiming((b, rank), generator)
+            factors["w2_b"] = torch.zeros(rank, d * math.prod(kernel))
+        whole = factors.keys() == {"w1", "w2"}
+        return cls(alpha=float(rank) if whole else config.alpha, **factors)
 
     def _split(self, shape: tuple[int, ...]) -> int:
         """Returns d, the inputs of w2 in a weight of `shape`.
@@ -242,11 +257,11 @@ class Lokr(Adapter):
         """Applies w2 to an input of `inputs` channels, factor by factor."""
         kernel = layer.weight_shape[2:]
         if self.w2 is not None:
-            return layer.apply(x, self.w2.reshape(-1, inputs, *kernel))
-        w2_a, w2_b = _there(self.w2_a), _there(self.w2_b)
+            return layer.apply(x, self.w2.to(x.dtype).reshape(-1, inputs, *kernel))
+        w2_a, w2_b = _there(self.w2_a).to(x.dtype), _there(self.w2_b).to(x.dtype)
         if self.t2 is not None:
-            hidden = layer.apply(layer.pointwise(x, w2_b.flatten(1)), core_like(self.t2, kernel))
-            return layer.pointwise(hidden, w2_a.T)
+            core = core_like(self.t2.to(x.dtype), kernel)
+            return layer.pointwise(layer.apply(layer.pointwise(x, w2_b.flatten(1)), core), w2_a.T)
         return layer.pointwise(layer.apply(x, w2_b.reshape(-1, inputs, *kernel)), w2_a)
 
     def _times(self, scale: float, rank: float) -> "Lokr":

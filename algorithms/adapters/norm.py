@@ -51,6 +51,9 @@ class Norm(Adapter):
 
     @classmethod
     def initial(cls, layer: Layer, config: InitialConfig, generator: Generator) -> "Norm":
-        """Returns zeros for scale and shift."""
+        """Returns zeros for the scale, and for the shift where the norm has one."""
         del config, generator
-        return cls(torch.zeros(layer.weight_shape), torch.zeros(layer.weight_shape))
+        bias = layer.bias(torch.empty(0))
+        return cls(
+            torch.zeros(layer.weight_shape), None if bias is None else torch.zeros(bias.shape)
+        )

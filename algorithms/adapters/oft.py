@@ -130,6 +130,19 @@ class DiagOft(Rotation):
         require_turning(size, layer.weight_shape[0])
         return cls(torch.zeros(count, size, size), new_rescale(layer, config), config.constraint)
 
+    @classmethod
+    def initial_of_kohya(cls, layer: Layer, config: InitialConfig) -> "DiagOft":
+        """Returns zero blocks as sd-scripts splits them: `rank` is their number.
+
+        Without a constraint there is no alpha, since 0 is no turn at all to kohya.
+
+        Raises:
+            ShapeError: The outputs cannot be split into so many blocks that turn.
+        """
+        size = _size_of_kohya(layer.weight_shape[0], config.rank)
+        blocks = torch.zeros(config.rank, size, size)
+        return cls(blocks, alpha=config.constraint or None, maker="kohya")
+
 
 @dataclass(frozen=True, eq=False)
 class SplitOft(Rotation):
@@ -192,15 +205,14 @@ class SplitOft(Rotation):
 
     @classmethod
     def initial(cls, layer: Layer, config: InitialConfig, generator: Generator) -> "SplitOft":
-        """Returns zero blocks in one part.
+        """Returns zero blocks in one part, `rank` of them as in sd-scripts.
 
         Raises:
-            ShapeError: The outputs cannot be split into blocks.
+            ShapeError: The outputs cannot be split into so many blocks that turn.
         """
         del generator
-        outputs = layer.weight_shape[0]
-        size = even_split(outputs, config.rank)
-        return cls(torch.zeros(outputs // size, size, size), alpha=config.constraint or None)
+        size = _size_of_kohya(layer.weight_shape[0], config.rank)
+        return cls(torch.zeros(config.rank, size, size), alpha=config.constraint or None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -484,6 +496,28 @@ def new_rescale(layer: Layer, config: InitialConfig) -> Tensor | None:
     """Returns the lengths of rows for training, as LyCORIS shapes them, where they are asked for."""
     outputs, *others = layer.weight_shape
     return torch.ones(outputs, *[1] * len(others)) if config.rescaled else None
+
+
+def _size_of_kohya(outputs: int, count: int) -> int:
+    """Returns the size of blocks of which there are `count`.
+
+    Raises:
+        ShapeError: They do not divide the outputs, or cannot turn.
+    """
+    if outputs % count:
+        fitting = [n for n in range(1, outputs // 2 + 1) if outputs % n == 0]
+        nearest = sorted(sorted(fitting, key=lambda n: abs(n - count))[:4])
+        raise ShapeError(
+            f"OFT in kohya's form splits outputs into as many blocks as the rank, and {count} does "
+            f"not divide {outputs}: choose one that does, near it {', '.join(map(str, nearest))}."
+        )
+    size = outputs // count
+    if size < 2:
+        raise ShapeError(
+            f"{count} blocks of {outputs} outputs would hold one number each, which cannot turn: "
+            f"lower the rank to {outputs // 2} or less"
+        )
+    return size
 
 
 def _rows(blocks: Float[Tensor, "N D D"]) -> int:
