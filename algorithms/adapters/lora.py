@@ -125,10 +125,16 @@ class Lora(Adapter):
         up, down = self.up.flatten(1), self.down.flatten(1)
         require_product(up, down, layer.weight_shape)
         kernel = down.reshape(self.rank, *layer.weight_shape[1:])
-        change = layer.pointwise(layer.apply(x, kernel) * self.scale, up)
+        hidden = self.between(layer.apply(x, kernel) * self.scale, layer)
+        change = layer.pointwise(hidden, up)
         if self.bias is not None:
             change = change + layer.over_channels(self.bias * self.scale, change)
         return change
+
+    def between(self, hidden: Float[Tensor, "B ..."], layer: Layer) -> Float[Tensor, "B ..."]:
+        """Returns what goes from `down` to `up`; training puts masks here."""
+        del layer
+        return hidden
 
     def pieces(self, layer: Layer) -> Pieces | None:
         """Returns both factors, but for norms and grouped convolutions, where they do not chain."""

@@ -11,6 +11,7 @@ The mask that uses fewer ranks at noisier steps is left open, as in LyCORIS with
 """
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,9 @@ from .base import (
 )
 from .forms import Product
 from .lora import Lora
+
+Triples = Literal["principal", "middle", "last"]
+"""Which singular triples a training starts from: LyCORIS' `sig_type`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +111,7 @@ class Tlora(Adapter):
         """
         del generator
         weight = layer.weight(torch.empty(0, dtype=torch.float64))
-        p, lengths, q = _largest_triples(weight.flatten(1), config.rank)
+        p, lengths, q = singular_triples(weight.flatten(1), config.rank)
         ones = [1] * (weight.ndim - 2)
         return cls(
             q.reshape(*q.shape, *ones),
@@ -130,7 +134,7 @@ class Tlora(Adapter):
                 f"T-LoRA of {p.shape[0]} x {q.shape[1]} numbers on a weight {list(shape)}; it is "
                 "for matrices and kernels of 1x1"
             )
-        base_p, base_lengths, base_q = _largest_triples(weight.flatten(1), self.rank)
+        base_p, base_lengths, base_q = singular_triples(weight.flatten(1), self.rank)
         # A triple is the same with both vectors turned round: as the file has them.
         signs = torch.where((base_q * q).sum(1) < 0, -1.0, 1.0)
         base_q = base_q * signs.unsqueeze(1)
@@ -139,10 +143,10 @@ class Tlora(Adapter):
         return up * scale_of(self.alpha, self.rank), torch.cat([q, q - base_q])
 
 
-def _largest_triples(
-    weight: Float[Tensor, "O I"], rank: int
+def singular_triples(
+    weight: Float[Tensor, "O I"], rank: int, which: Triples = "principal"
 ) -> tuple[Float[Tensor, "O R"], Float[Tensor, " R"], Float[Tensor, "R I"]]:
-    """Returns the largest singular triples; zeros where there are fewer than `rank`.
+    """Returns singular triples, the largest first; zeros where there are fewer than `rank`.
 
     The eigenvectors of the smaller Gram matrix give them in a fraction of the time of a full
     decomposition. Its condition is squared, so it is computed in float64.
@@ -153,7 +157,9 @@ def _largest_triples(
     tall = wide.shape[0] >= wide.shape[1]
     wide = wide if tall else wide.T
     _, vectors = torch.linalg.eigh(wide.T @ wide)
-    right = vectors.flip(1)[:, :rank]
+    spare = max(vectors.shape[1] - rank, 0)
+    first = {"principal": 0, "middle": spare // 2, "last": spare}[which]
+    right = vectors.flip(1)[:, first : first + rank]
     right = F.pad(right, (0, rank - right.shape[1]))
     left = wide @ right
     lengths = torch.linalg.vector_norm(left, dim=0)
