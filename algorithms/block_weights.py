@@ -20,10 +20,10 @@ from dataclasses import dataclass, field, replace
 
 from .binding import Bound
 from .block_lists import entries_of
+from .block_names import ALIASES, ALL, SELECTOR, STARTS, BlockNames, number_of_block, spelled_block
 from .errors import BlockWeightsError, listed
-from .families.blocks import BASE, ENCODERS, LISTS, NAMES, TEXT_ENCODERS, BlockMap, Place, place_of
+from .families.blocks import NAMES, BlockMap, Place, place_of
 
-ALL = "ALL"
 LARGEST = 100.0
 NUMBER = r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?"
 VALUE = re.compile(
@@ -32,17 +32,6 @@ VALUE = re.compile(
 )
 SPANS = {"R": (0.0, 1.0), "U": (-0.5, 1.5)}
 """Between which the random weights lie, as in sd-webui-lora-block-weight."""
-SELECTOR = re.compile(r"(?P<first>[A-Za-z0-9]+)(?:-(?P<last>[A-Za-z0-9]+))?(?:\.(?P<part>[\w.]+))?")
-ALIASES = {
-    "CLIP": ("L", "G", "H"),
-    "T5": ("T",),
-    "M": ("MID",),
-    "D": ("DOUBLE",),
-    "DBL": ("DOUBLE",),
-    "S": ("SINGLE",),
-}
-"""Names that others have for groups."""
-STARTS = {*LISTS.values(), *ENCODERS.values()}
 HOW_TO_WRITE = 'Write names and numbers as in "IN04:0.5, OUT:0", a list of numbers, or a preset'
 
 FindPreset = Callable[[str], str | None]
@@ -180,7 +169,7 @@ class BlockWeights:
                 rules.append(item)
                 continue
             rules += _rules_of_list(item.values, blocks)
-        known = _Names(blocks)
+        known = BlockNames(blocks)
         placed: list[_PlacedRule] = []
         for order, rule in enumerate(rules):
             covered, absent = known.covered(rule.names)
@@ -313,81 +302,6 @@ def weighted(
     return tuple(result)
 
 
-class _Names:
-    """The names of blocks and groups of a model."""
-
-    def __init__(self, blocks: BlockMap) -> None:
-        self._order = blocks.blocks
-        self._places = {block: place for place, block in enumerate(self._order)}
-        self._groups = {group.name: group.blocks for group in blocks.groups}
-        encoders = [group.blocks for group in blocks.groups if group.section == "clip"]
-        self._encoders = [block for names in encoders for block in names]
-
-    def covered(self, names: Sequence[str]) -> tuple[dict[str, int], list[str]]:
-        """Returns block -> how closely these names mean it, and those that mean none here.
-
-        Raises:
-            BlockWeightsError: A name is one of no model.
-        """
-        covered: dict[str, int] = {}
-        absent: list[str] = []
-        for name in names:
-            found, level = self._meant(name)
-            if not found and name not in (ALL, BASE, TEXT_ENCODERS, *ALIASES):
-                self._check(name)
-                absent.append(name)
-            for block in found:
-                covered[block] = max(level, covered.get(block, 0))
-        return covered, absent
-
-    def _meant(self, name: str) -> tuple[Sequence[str], int]:
-        if name == ALL:
-            return self._order, 0
-        if name == TEXT_ENCODERS:
-            return self._encoders, 1
-        if name in ALIASES:
-            return [block for one in ALIASES[name] for block in self._groups.get(one, ())], 2
-        if "-" in name:
-            return self._range(*name.split("-")), 3
-        if name in self._places and name not in self._groups:
-            return [name], 3
-        if name in self._groups:
-            return self._groups[name], 2
-        return (), 0
-
-    def _range(self, first: str, last: str) -> Sequence[str]:
-        """Returns the blocks from one to another, as far as the model has them."""
-        found = [end for end in map(self._end, (first, last)) if end is not None]
-        if len(found) < 2:
-            return ()
-        return [block for block, at in self._places.items() if min(found) <= at <= max(found)]
-
-    def _end(self, name: str) -> float | None:
-        """Returns where the end of a range is; one that the model lacks is behind its like."""
-        if name in self._places:
-            return float(self._places[name])
-        start, _ = _split(name)
-        like = [at for block, at in self._places.items() if _split(block)[0] == start]
-        return max(like) + 0.5 if like else None
-
-    def _check(self, name: str) -> None:
-        """Checks that a name which this model lacks is one of another model."""
-        for one in name.split("-"):
-            start, _ = _split(one)
-            if one not in NAMES and start not in STARTS:
-                groups = listed([ALL, *self._groups], 12)
-                raise BlockWeightsError(
-                    f'There is no block or group "{one}". Groups here are {groups}; blocks are '
-                    f"{listed(self._order, 4)}."
-                )
-
-
-def _split(block: str) -> tuple[str, int]:
-    """Returns how the name of a block begins, and its number; -1 where it has none."""
-    found = re.fullmatch(r"([A-Z]+?)(\d+)", block)
-    return (found[1], int(found[2])) if found else (block, -1)
-
-
 def _rules_of_list(values: Sequence[Value], blocks: BlockMap) -> Iterator[Rule]:
     """Yields what a list stands for; what it says nothing of is 0, as in other tools."""
     yield Rule((ALL,), Value(0.0, 0.0))
@@ -406,7 +320,7 @@ def _may_name_blocks(text: str) -> bool:
     """Whether a text is a name of blocks, be they those of another model."""
     found = SELECTOR.fullmatch(text.strip())
     ends = [found[end] for end in ("first", "last") if found[end]] if found else []
-    starts = [_split(_spelled(end))[0] for end in ends]
+    starts = [number_of_block(spelled_block(end))[0] for end in ends]
     return bool(starts) and all(one in STARTS or one in (*NAMES, *ALIASES) for one in starts)
 
 
@@ -481,16 +395,8 @@ def _selector(where: str, text: str) -> tuple[str, str]:
     found = SELECTOR.fullmatch(text)
     if found is None:
         raise BlockWeightsError(f'{where}: "{text}" is no name of blocks. {HOW_TO_WRITE}.')
-    ends = [_spelled(found[end]) for end in ("first", "last") if found[end]]
+    ends = [spelled_block(found[end]) for end in ("first", "last") if found[end]]
     return "-".join(ends), (found["part"] or "").strip(".")
-
-
-def _spelled(name: str) -> str:
-    """Returns the name of a block as we spell it: IN4 is IN04, MID00 is M00."""
-    start, number = _split(name.upper())
-    if number < 0 or name.upper() in ALIASES:
-        return name.upper()
-    return f"{'M' if start == 'MID' else start}{number:02}"
 
 
 def _preset(where: str, name: str, find_preset: FindPreset) -> tuple[Rule | NumberList, ...]:

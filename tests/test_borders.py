@@ -21,7 +21,8 @@ OWN_PARTS = {
     "analysis": {"adapters", "analysis", "errors", "families", "shapes"},
     "binding": {"adapters", "keymap", "families", "formats", "errors"},
     "block_lists": {"errors", "families"},
-    "block_weights": {"binding", "block_lists", "errors", "families"},
+    "block_names": {"errors", "families"},
+    "block_weights": {"binding", "block_lists", "block_names", "errors", "families"},
     "presets": {"errors", "families"},
     "block_sweep": {"block_weights", "errors", "families"},
     "schedule": {"errors"},
@@ -30,8 +31,8 @@ OWN_PARTS = {
     "report": {"adapters", "errors", "families", "formats"},
     "facts": {"adapters", "binding", "families", "formats", "report"},
     "training": {
-        *("adapters", "block_lists", "errors", "families", "formats", "keymap", "layers"),
-        *("shapes", "training"),
+        *("adapters", "block_lists", "block_names", "errors", "families", "formats", "keymap"),
+        *("layers", "shapes", "training"),
     },
 }
 FOREIGN = {"torch", "safetensors", "jaxtyping"}
