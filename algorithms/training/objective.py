@@ -118,9 +118,13 @@ class Objective:
     ) -> Float[Tensor, " B"]:
         """Returns the loss of each sample, in float32; that of the batch is their mean.
 
+        The order is that of sd-scripts: cost of each element, weight of flow, mask, mean over the
+        sample, weight of the sample, weights by signal-to-noise ratio.
+
         Args:
             noised: What the network was given.
-            latent: What it should have found: x_0.
+            latent: What it should have found: x_0, or the estimate of a network to be matched, for
+                noise without a perturbation.
             denoised: The x_0 estimate from its output.
             mask: 0..1, in the size of the latents, with one channel or all.
             weights: Of the samples, `prior_loss_weight` for regularisation images.

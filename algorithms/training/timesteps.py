@@ -39,7 +39,7 @@ class TimestepConfig:
     min_timestep: int = 0
     """In thousandths of the way from clean to pure noise (of σ, for flow), as in sd-scripts."""
     max_timestep: int = 1000
-    """The first one that is too noisy."""
+    """Itself too noisy already."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_timestep < self.max_timestep <= STEPS:
@@ -100,6 +100,7 @@ def noise_level(
     if sampling.sigmas is not None:
         count = len(sampling.sigmas)
         first, end = (count * step // STEPS for step in (config.min_timestep, config.max_timestep))
+        end = max(end, first + 1)  # a short schedule may have none within the range
         return discrete_level(sampling, min(first + int(time * (end - first)), end - 1))
     if config.shift == "constant":
         time = shifted(time, config.discrete_flow_shift)

@@ -1,7 +1,7 @@
 """Noise levels are drawn from the distributions they should be, and lie in the range asked for."""
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -116,6 +116,13 @@ def test_the_range_of_timesteps_ends_before_its_end(time: float, timestep: int) 
     config = TimestepConfig(min_timestep=100, max_timestep=900)
     found = noise_level(config, sampling_of("v"), time, SQUARE_PX)
     assert found == NoiseLevel(float(sd_sigmas()[timestep]), timestep / 1000)
+
+
+def test_a_schedule_that_is_too_short_for_the_range_gives_its_nearest_timestep() -> None:
+    short = replace(sampling_of("eps"), sigmas=sd_sigmas()[::50])
+    config = TimestepConfig(min_timestep=410, max_timestep=420)
+    for time in (0.0, 1.0):
+        assert noise_level(config, short, time, SQUARE_PX).level == 8 / 20
 
 
 def test_every_timestep_of_a_range_is_drawn_as_often() -> None:

@@ -47,7 +47,10 @@ def test_stand_ins_compute_what_the_host_does(kind: Kind, sampling: type) -> Non
 
 
 def test_the_schedule_of_stand_ins_is_that_of_the_host() -> None:
-    assert_close(sampling_of("eps").sigmas, host.ModelSamplingDiscrete().sigmas, rtol=1e-5, atol=0)
+    # Half an ulp of ᾱ near 1 in float32 is 2^-25, which is 3.5e-5 of the first 1 - ᾱ, 0.00085.
+    assert_close(
+        sampling_of("eps").sigmas, host.ModelSamplingDiscrete().sigmas, rtol=3.5e-5, atol=0
+    )
 
 
 def test_a_schedule_moved_to_pure_noise_is_that_of_the_host() -> None:
