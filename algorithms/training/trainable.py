@@ -79,6 +79,22 @@ class TrainableAdapter(nn.Module):
             found[name] = value * self._ratio if name in self._plus and self._ratio != 1 else value
         return found
 
+    def current(self) -> Adapter:
+        """Returns the adapter as it is now, in the form that it trains in, with gradients."""
+        return self.form.with_tensors(self.tensors())
+
+    @torch.no_grad()
+    def write(self, tensors: Mapping[str, Tensor]) -> None:
+        """Gives some tensors other numbers, in place.
+
+        Args:
+            tensors: Names of fields of the adapter -> numbers.
+        """
+        for name, value in tensors.items():
+            ratio = self._ratio if name in self._plus else 1.0
+            own: Tensor = getattr(self, _attribute(name))
+            own.copy_(value / ratio)
+
     def groups(self) -> Mapping[Group, list[nn.Parameter]]:
         """Returns the parameters: `plus` are those that LoRA+ gives the higher rate.
 
@@ -116,7 +132,7 @@ class TrainableAdapter(nn.Module):
         config = self.config
         if self.training and self._is_left_out():
             return self._nothing(y)
-        adapter = self.form.with_tensors(self.tensors())
+        adapter = self.current()
         if isinstance(adapter, Dora):
             ready = self._with_lengths(adapter, x, layer)
         else:
