@@ -275,7 +275,9 @@ class Method:
         if config.rs_lora and self.scaled:
             alpha *= rank**0.5  # divided by the rank, as every loader does: alpha / sqrt(rank)
         inner = self.make(layer, initial_config(config, rank, alpha), config, generator)
-        return _with_lengths(inner, layer, config.dora_on) if config.dora else inner
+        if not config.dora:
+            return inner
+        return Dora.around(inner, layer, config.dora_on, detached_norm=config.dora_detached)
 
 
 def initial_config(config: MethodConfig, rank: int, alpha: float) -> InitialConfig:
@@ -284,6 +286,11 @@ def initial_config(config: MethodConfig, rank: int, alpha: float) -> InitialConf
         rank=rank,
         alpha=alpha,
         factor=config.factor,
+        full_matrix=config.full_matrix,
+        decompose_both=config.decompose_both,
+        unbalanced=config.unbalanced,
+        use_tucker=config.use_tucker,
+        on_input=config.on_input,
         constraint=config.constraint,
         rescaled=config.rescaled,
     )
@@ -292,15 +299,6 @@ def initial_config(config: MethodConfig, rank: int, alpha: float) -> InitialConf
 def has_kernel(layer: Layer) -> bool:
     """Whether a layer is a convolution of more than one point."""
     return bool(set(layer.weight_shape[2:]) - {1})
-
-
-def _with_lengths(inner: Adapter, layer: Layer, on: Axis) -> Dora:
-    """Returns an adapter with the lengths of the base weight: LyCORIS' shapes of `dora_scale`."""
-    weight = layer.weight(torch.empty(0, dtype=torch.float64))
-    kept = 0 if on == "outputs" else 1
-    others = [axis for axis in range(weight.ndim) if axis != kept]
-    lengths = torch.linalg.vector_norm(weight, dim=others, keepdim=True)
-    return Dora(inner, dora_scale=lengths, flat_axis=on)
 
 
 def _lora_fa(
@@ -328,16 +326,8 @@ def _tlora(
 def _kohya_oft(
     layer: Layer, made: InitialConfig, config: MethodConfig, generator: Generator
 ) -> Adapter:
-    """Returns sd-scripts' start: `rank` blocks of zeros; without a constraint, no alpha."""
     del config, generator
-    outputs, count = layer.weight_shape[0], made.rank
-    if outputs % count or outputs // count < 2:
-        raise TrainingError(
-            f"OFT (kohya) splits {outputs} outputs into as many blocks as its rank, and {count} "
-            "does not divide them into blocks of 2 or more: change the rank, or leave the layer out."
-        )
-    blocks = torch.zeros(count, outputs // count, outputs // count)
-    return DiagOft(blocks, alpha=made.constraint or None, maker="kohya")
+    return DiagOft.initial_of_kohya(layer, made)
 
 
 def _of(kind: type[Adapter]) -> Start:

@@ -33,6 +33,7 @@ class NestedLora(Adapter):
 
     name = "NestedUNet in training"
     roles = ()
+    additive = True
 
     up: Float[Tensor, "O R ..."]
     down: Float[Tensor, "R I ..."]

@@ -134,11 +134,15 @@ class TrainableAdapter(nn.Module):
             return self._nothing(y)
         adapter = self.current()
         if isinstance(adapter, Dora):
-            ready = self._with_lengths(adapter, x, layer)
+            # The norm is that of the change without dropouts, as in PEFT.
+            adapter = replace(adapter, inner=self._in_training(adapter.inner, x))
+            dtype = torch.promote_types(x.dtype, torch.float32)
+            weight = layer.weight(x.new_empty(0, dtype=dtype))
         else:
-            ready = self._in_training(adapter, x)
-            ready = ready.prepared(torch.empty(layer.weight_shape, device="meta"))
-        change = ready.to(x.device, x.dtype).delta_output(x, y, layer)
+            adapter = self._in_training(adapter, x)
+            weight = torch.empty(layer.weight_shape, device="meta")
+        ready = adapter.prepared(weight).to(x.device, x.dtype)
+        change = ready.delta_output(x, y, layer)
         if self.training and config.rank_dropout and _drops_rows(adapter):
             rows = torch.rand(layer.weight_shape[0], device=y.device) > config.rank_dropout
             change = change * layer.over_channels(rows.to(y.dtype), y)
@@ -181,21 +185,6 @@ class TrainableAdapter(nn.Module):
             used=used,
             copies=copies,
         )
-
-    def _with_lengths(self, adapter: Dora, x: Tensor, layer: Layer) -> Dora:
-        """Returns a DoRA in this step, its norm a constant or not.
-
-        The norm is that of the change without dropouts, as in PEFT.
-        """
-        adapter = replace(adapter, inner=self._in_training(adapter.inner, x))
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        weight = layer.weight(x.new_empty(0, dtype=dtype))
-        if not self.config.dora_detached:
-            return adapter.prepared(weight)
-        inner = adapter.inner
-        constant = {name: tensor.detach() for name, tensor in inner.tensors().items()}
-        ready = replace(adapter, inner=inner.with_tensors(constant)).prepared(weight)
-        return replace(ready, inner=inner.prepared(weight))
 
     def _truncated(self, adapter: Lora) -> Lora:
         """Returns the ranks that DyLoRA uses in this step, at the scale of the whole.
