@@ -85,5 +85,9 @@ class TrainingError(AdapterError):
     """A training cannot start, or cannot go on, as it is asked for."""
 
 
+class NoRunError(TrainingError):
+    """There is no such training, or it is over."""
+
+
 class DatasetError(AdapterError):
     """There is nothing to train on, or what there is cannot be used."""

@@ -1,7 +1,7 @@
-"""Routes of our own on the host's web server."""
+"""Routes and messages of our own on the host's web server."""
 
-from collections.abc import Awaitable, Callable
-from typing import Literal
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Literal
 
 from aiohttp import web
 from server import PromptServer
@@ -14,3 +14,10 @@ def on(method: Literal["GET", "POST", "DELETE"], path: str, handler: Handler) ->
     server = getattr(PromptServer, "instance", None)  # set once the server has been made
     if server is not None:
         server.routes.route(method, path)(handler)
+
+
+def send(event: str, message: Mapping[str, Any]) -> None:
+    """Sends JSON to all open pages, from any thread; does nothing where no server runs."""
+    server = getattr(PromptServer, "instance", None)
+    if server is not None:
+        server.send_sync(event, message)

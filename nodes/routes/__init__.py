@@ -5,7 +5,7 @@ nowhere else, GET changes nothing of the user's, and what is wrong is answered a
 `{"error": sentence}` with a status code.
 """
 
-from . import blocks, library, presets, schedule
+from . import blocks, library, presets, schedule, training
 
 
 def register_routes() -> None:
@@ -14,3 +14,4 @@ def register_routes() -> None:
     library.register()
     presets.register()
     schedule.register()
+    training.register()

@@ -10,6 +10,7 @@ from aiohttp import web
 from ...algorithms.errors import (
     AdapterError,
     FileError,
+    NoRunError,
     PresetMissingError,
     PresetTakenError,
     RequestError,
@@ -19,6 +20,7 @@ from ...algorithms.errors import (
 STATUS: tuple[tuple[type[AdapterError], int], ...] = (
     (FileError, 404),
     (PresetMissingError, 404),
+    (NoRunError, 404),
     (PresetTakenError, 409),
     (StorageError, 500),
     (AdapterError, 400),
