@@ -23,7 +23,7 @@ from anyadapter.algorithms.adapters.norm import Norm
 from anyadapter.algorithms.adapters.oft import DiagOft, SplitOft
 from anyadapter.algorithms.strength import Placed
 from checking import annotations_unchecked
-from layer_cases import LayerCase, layer_of, norm_cases, product_cases
+from layer_cases import LayerCase, layer_of, norm_cases
 from oracles import fill, lycoris, read, relative_error
 
 Gradients = dict[str, Tensor]
@@ -328,10 +328,10 @@ def test_gradients_of_a_rotation_are_those_of_lycoris_in_its_precision(
 # Every method on every layer
 
 
+SOME = [case for case in ADAPTER_CASES if case not in PEFT_CASES]
 OWN = [
     pytest.param(adapter_case, case, id=f"{adapter_case.name} on {case.name}")
-    for adapter_case in ADAPTER_CASES
-    if adapter_case not in PEFT_CASES
+    for adapter_case in SOME
     for case in adapter_case.layers()
     if case.name not in ("conv1d", "conv3d", "conv2d, dilation, no bias")  # as the others
 ]
@@ -347,34 +347,52 @@ def test_both_ways_have_the_same_gradients(adapter_case: AdapterCase, case: Laye
 # Precision
 
 
-UNITS = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
+TOLERANCES = {torch.bfloat16: 0.03, torch.float16: 0.004}
+"""Eight units in the last place of each dtype, 2 ** -8 and 2 ** -11."""
+WITHOUT_LORA = [
+    case
+    for case in SOME
+    # Whoever trains a LoRA moves it; a replacement is nothing to train.
+    if not case.name.startswith(("lora", "dylora", "dora", "tlora", "replacement"))
+]
 
 
-def cast(adapter: Adapter, leaves: Gradients, dtype: torch.dtype) -> Adapter:
-    return adapter.with_tensors({name: leaf.to(dtype) for name, leaf in leaves.items()})
+def require_gradients_in_float32(
+    adapter_case: AdapterCase, dtype: torch.dtype, *, moved: bool
+) -> None:
+    """Checks the gradients of float32 parameters where a layer computes in a low dtype."""
+    case = adapter_case.layers()[-1]
+    low, adapter = case.to(dtype), adapter_case.on(case)
+    exact = trained(case, adapter, on_output)[1]
+    leaves = {
+        name: one.detach().float().requires_grad_() for name, one in leaves_of(adapter).items()
+    }
+    ready = low.prepared(Placed(adapter.with_tensors(leaves), 1.0)).adapter
+    y = low.layer.run(low.x)
+    change = (ready.to("cpu", dtype) if moved else ready).delta_output(low.x, y, low.layer)
+    assert change.dtype == dtype
+    for name, gradient in gradients(y + change, leaves).items():
+        assert gradient.dtype == torch.float32
+        error = (gradient - exact[name]).norm() / max(exact[name].norm(), 1e-9)
+        assert error < TOLERANCES[dtype], name
 
 
-@pytest.mark.parametrize("dtype", UNITS)
-@pytest.mark.parametrize(
-    "adapter_case",
-    [case for case in ADAPTER_CASES if case not in PEFT_CASES],
-    ids=lambda case: case.name,
-)
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("adapter_case", SOME, ids=lambda case: case.name)
 @annotations_unchecked()
-def test_factors_in_float32_get_gradients_in_float32(
+def test_parameters_in_float32_have_gradients_in_float32(
     adapter_case: AdapterCase, dtype: torch.dtype
 ) -> None:
-    case = adapter_case.layers()[0]
-    adapter, low = adapter_case.on(case), case.to(dtype)
-    exact = trained(case, adapter, on_output)[1]
-    leaves = {name: leaf.detach().float().requires_grad_() for name, leaf in exact.items()}
-    leaves = {name: leaves_of(adapter)[name] for name in leaves if name != "x"}
-    leaves = {name: leaf.detach().float().requires_grad_() for name, leaf in leaves.items()}
-    y = on_output(low, cast(adapter, leaves, dtype), low.x)
-    assert y.dtype == dtype
-    for name, gradient in gradients(y, leaves).items():
-        assert gradient.dtype == torch.float32
-        assert relative_error(gradient.double(), exact[name]) < 8 * UNITS[dtype], name
+    require_gradients_in_float32(adapter_case, dtype, moved=True)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("adapter_case", WITHOUT_LORA, ids=lambda case: case.name)
+@annotations_unchecked()
+def test_they_need_not_be_moved_to_the_dtype_of_the_input(
+    adapter_case: AdapterCase, dtype: torch.dtype
+) -> None:
+    require_gradients_in_float32(adapter_case, dtype, moved=False)
 
 
 # LoHa's product
@@ -479,21 +497,22 @@ def test_the_product_of_loha_keeps_its_factors_and_no_half() -> None:
     assert kept(lambda: adapter.delta_weight(weight), parameters) == w1_a.nbytes
 
 
-@pytest.mark.parametrize("method", [Loha, LohaTucker])
 @pytest.mark.parametrize(
-    ("module", "shape"), [(WIDE, (1, 64, 1024)), (WIDE_KERNEL, (1, 256, 8, 8))]
+    ("method", "module", "shape"),
+    [
+        (Loha, WIDE, (1, 64, 1024)),
+        (Loha, WIDE_KERNEL, (1, 256, 8, 8)),
+        (LohaTucker, WIDE_KERNEL, (1, 256, 8, 8)),
+    ],
 )
 def test_a_layer_with_loha_keeps_no_weight(
     method: type[Adapter], module: nn.Module, shape: tuple[int, ...]
 ) -> None:
-    if method is LohaTucker and module is WIDE:
-        return  # there is no core without a kernel
     adapter = started(method, module, InitialConfig(rank=32))
-    numbers = module.weight.numel()
-    halves = 2 * 32 * numbers // module.weight.shape[0] if method is LohaTucker else 0
-    cores = 2 * adapter.tensors()["t1"].numel() if method is LohaTucker else 0
-    small = module.weight.shape[0] * 32 + halves + cores
-    assert kept_on_output(adapter, module, *shape) <= 4 * small < 4 * numbers
+    factors_bytes = sum(tensor.nbytes for tensor in adapter.tensors().values())
+    # In Tucker form the product of a core and a factor, whose kernel is that of the weight.
+    bound = 9 * factors_bytes if method is LohaTucker else factors_bytes
+    assert kept_on_output(adapter, module, *shape) <= bound < module.weight.nbytes
 
 
 @pytest.mark.parametrize(
