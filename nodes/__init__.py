@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .conditioning import AdapterForConditioning
+from .datasets import ImageFolder, ImagesAndCaptions, LatentsAndConditionings
 from .inspecting import InspectAdapter
 from .loading import LoadAdapter
 from .routes import register_routes
@@ -18,6 +19,9 @@ NODES: list[type[io.ComfyNode]] = [
     InspectAdapter,
     BlockSweep,
     LabelGrid,
+    ImageFolder,
+    ImagesAndCaptions,
+    LatentsAndConditionings,
 ]
 
 register_routes()

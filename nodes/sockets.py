@@ -7,3 +7,6 @@ ScheduleSocket = io.Custom("ANYADAPTER_SCHEDULE")
 
 LoraStackSocket = io.Custom("LORA_STACK")
 """What packs of other authors exchange: a list of name, strength of the model, strength of CLIP."""
+
+DatasetSocket = io.Custom("ANYADAPTER_DATASET")
+"""Carries a `Dataset`."""

@@ -6,6 +6,11 @@ from pathlib import Path
 
 
 def replace_file(path: Path, text: str) -> None:
+    """Writes a text as `replace_bytes` does."""
+    replace_bytes(path, text.encode("utf-8"))
+
+
+def replace_bytes(path: Path, content: bytes) -> None:
     """Writes a file so that at any moment the old or the new one is there, whole.
 
     Only one at a time may write a file.
@@ -15,8 +20,8 @@ def replace_file(path: Path, text: str) -> None:
     """
     new = path.with_suffix(".tmp")  # one name, so that no crash leaves more than one behind
     try:
-        with new.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with new.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         new.replace(path)

@@ -1,0 +1,218 @@
+"""Latents of a dataset: made once by the host's VAE, and kept in memory or on disk."""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from comfy.sd import VAE
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from ...algorithms.errors import DatasetError, StorageError, TrainingError
+from ...algorithms.training.dataset import Draw, FileSource, ImageSource, Item, LatentSource
+from . import decoding
+from .whole_files import replace_bytes
+
+Where = Literal["memory", "disk", "nowhere"]
+
+FORM = "anyadapter latents 1"
+"""Part of every key on disk: another one where another version would make other latents."""
+
+Progress = Callable[[int, int], None]
+"""Told how many are done, of how many."""
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """A draw as the model sees it, in float32 on the CPU, where gradients may be recorded."""
+
+    latent: Tensor
+    """`[C, h, w]`, of video models `[C, T, h, w]`; as the VAE gave it."""
+    mask: Tensor | None
+    """`[1, h, w]` from 0 to 1, None for everywhere."""
+
+
+class LatentCache:
+    """Encodes draws, and keeps what another epoch will ask for again.
+
+    On disk a latent is found by a digest of the bytes of its picture (and mask), the placement, and
+    the weights of the VAE. Bytes and not name and time, since copies and restored backups keep the
+    time of other contents: so no latent is ever stale, and those of a moved folder are found.
+    Reading a file costs a hundredth of encoding it.
+    """
+
+    def __init__(
+        self, vae: VAE | None, where: Where = "memory", folder: Path | None = None
+    ) -> None:
+        """Takes the VAE, without which only latents of the graph can be had, and where to keep.
+
+        Args:
+            vae: The host's.
+            where: Where latents are kept; those of random crops never are.
+            folder: For those on disk; it is made.
+        """
+        assert (where == "disk") == (folder is not None)
+        self._vae, self._where, self._folder = vae, where, folder
+        self._kept: dict[object, Encoded] = {}
+        self._digests: dict[Item, str] = {}
+        self._vae_digest = ""
+
+    def latent(self, draw: Draw) -> Tensor:
+        """Returns the latent of a draw, `[C, h, w]`, or `[C, T, h, w]` of video models.
+
+        Raises:
+            DatasetError: Its file is damaged.
+            TrainingError: There is no VAE, or it gives no numbers.
+            StorageError: It cannot be kept on disk.
+        """
+        return self._encoded(draw).latent
+
+    def mask(self, draw: Draw) -> Tensor | None:
+        """Returns where a draw is trained, `[1, h, w]` in cells of its latent, None for everywhere.
+
+        Raises:
+            DatasetError, TrainingError, StorageError: As `latent`.
+        """
+        return None if draw.item.mask is None else self._encoded(draw).mask
+
+    def fill(self, draws: Iterable[Draw], progress: Progress) -> dict[Item, str]:
+        """Encodes draws ahead, and returns the items whose files are damaged, with the reason.
+
+        Give them to `Dataset.without`. What would not be kept is looked at, but not encoded.
+
+        Args:
+            draws: `Dataset.views()`.
+            progress: Told after each.
+
+        Raises:
+            TrainingError, StorageError: As `latent`.
+        """
+        wanted = [*draws]
+        faults: dict[Item, str] = {}
+        for done, draw in enumerate(wanted, start=1):
+            if draw.item not in faults:
+                try:
+                    if self._keeps(draw):
+                        self._encoded(draw)
+                    else:
+                        decoding.picture(draw)
+                        decoding.mask(draw)
+                except DatasetError as fault:
+                    faults[draw.item] = str(fault)
+            progress(done, len(wanted))
+        return faults
+
+    def _keeps(self, draw: Draw) -> bool:
+        return self._where != "nowhere" and not draw.placement.random
+
+    def _encoded(self, draw: Draw) -> Encoded:
+        if isinstance(draw.item.source, LatentSource):
+            with torch.inference_mode(False):
+                return Encoded(draw.item.source.latent.clone().float().cpu(), None)
+        if not self._keeps(draw):
+            return self._made(draw)
+        if self._folder is not None:
+            return self._from_disk(draw, self._folder)
+        key = (draw.item, draw.placement, draw.flipped)
+        if key not in self._kept:
+            self._kept[key] = self._made(draw)
+        return self._kept[key]
+
+    def _made(self, draw: Draw) -> Encoded:
+        if self._vae is None:
+            raise TrainingError("Pictures need a VAE to be trained: connect one.")
+        pixels, mask = decoding.picture(draw), decoding.mask(draw)
+        with torch.inference_mode():
+            latent = self._vae.encode(pixels[None])[0]
+        if not latent.isfinite().all():
+            raise TrainingError(
+                f"The VAE gives values that are no numbers for {draw.item.name}: start ComfyUI "
+                "with --fp32-vae or --bf16-vae, or take another VAE."
+            )
+        with torch.inference_mode(False):
+            # A copy made outside of inference mode is a tensor that autograd may keep.
+            return Encoded(
+                latent.clone().float().cpu(),
+                None if mask is None else _in_cells(mask.clone(), latent),
+            )
+
+    def _from_disk(self, draw: Draw, folder: Path) -> Encoded:
+        key = self._key(draw)
+        path = folder / key[:2] / f"{key}.safetensors"
+        try:
+            with torch.inference_mode(False):
+                tensors = load(path.read_bytes())  # not mapped: the file may be replaced
+            return Encoded(tensors["latent"], tensors.get("mask"))
+        except (OSError, SafetensorError):  # not there, or cut off by a crash
+            encoded = self._made(draw)
+        tensors = {"latent": encoded.latent}
+        if encoded.mask is not None:
+            tensors["mask"] = encoded.mask
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace_bytes(path, save({name: one.contiguous() for name, one in tensors.items()}))
+        except OSError as error:
+            raise StorageError(
+                f"Latents cannot be kept in {folder} ({error.strerror}): make room there, or keep "
+                "them in memory."
+            ) from error
+        return encoded
+
+    def _key(self, draw: Draw) -> str:
+        if draw.item not in self._digests:
+            self._digests[draw.item] = _digest_of_item(draw.item)
+        if not self._vae_digest:
+            self._vae_digest = _digest_of_vae(self._vae) if self._vae else "none"
+        placement = draw.placement
+        place = (placement.resized_px, placement.crop_px, placement.bucket_px, draw.flipped)
+        parts = (FORM, self._digests[draw.item], self._vae_digest, str(place))
+        return hashlib.blake2b("\n".join(parts).encode(), digest_size=20).hexdigest()
+
+
+def _in_cells(mask: Tensor, latent: Tensor) -> Tensor:
+    """Returns the mean of a mask over each cell of a latent, `[1, h, w]`."""
+    height, width = latent.shape[-2:]
+    return interpolate(mask[None, None], size=(height, width), mode="area")[0]
+
+
+def _digest_of_item(item: Item) -> str:
+    """Returns what changes when the pixels of an item do, or those of its mask.
+
+    Raises:
+        DatasetError: A file cannot be read.
+    """
+    digest = hashlib.blake2b(digest_size=20)
+    for source in (item.source, item.mask):
+        if isinstance(source, FileSource):
+            try:
+                data = source.path.read_bytes()
+            except OSError as error:
+                raise DatasetError(f"cannot be read ({error.strerror})") from error
+        elif isinstance(source, ImageSource):
+            data = _bytes_of(source.image)
+        elif source is None or isinstance(source, (str, LatentSource)):
+            data = str(source).encode()
+        else:
+            data = _bytes_of(source.mask)
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def _digest_of_vae(vae: VAE) -> str:
+    """Returns what changes when the weights of a VAE do, or the precision it computes in."""
+    digest = hashlib.blake2b(str(vae.vae_dtype).encode(), digest_size=20)
+    for name, tensor in vae.first_stage_model.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(_bytes_of(tensor))
+    return digest.hexdigest()
+
+
+def _bytes_of(tensor: Tensor) -> bytes:
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
