@@ -82,6 +82,8 @@ class Lora(Adapter):
     bias: Float[Tensor, " O"] | None = None
     reshape: tuple[int, ...] | None = None
     """Shape that the weight gets first: the control LoRAs of BFL give `img_in` more inputs."""
+    constant_scale: bool = False
+    """Whether a cut keeps the scale of the whole and not alpha: how our own DyLoRA is trained."""
 
     @property
     def rank(self) -> int:
@@ -150,7 +152,8 @@ class Lora(Adapter):
 
     def completed(self, origin: Origin, *, corrections: bool) -> "Completion[Lora]":
         """Returns the adapter with alpha from the header where the tensors have none."""
-        return _completed(self, origin, corrections=corrections)
+        own = replace(self, constant_scale=bool(origin.flag("constant_scale")))
+        return _completed(own, origin, corrections=corrections)
 
     @classmethod
     def initial(cls, layer: Layer, config: InitialConfig, generator: Generator) -> "Lora":
@@ -163,11 +166,12 @@ class Lora(Adapter):
     def sliced(self, rank: int) -> "Lora":
         """Returns the first `rank` ranks, as DyLoRA trains them to be used; alpha stays as it is.
 
-        So the scale becomes alpha / rank. Source: DyLoRA, Valipour et al. 2022, arXiv 2210.07558,
-        section 3, and sd-scripts `extract_lora_from_dylora.py` for the scale.
+        So the scale becomes alpha / rank, but where it is constant. Source: DyLoRA, Valipour et al.
+        2022, arXiv 2210.07558, section 3, and sd-scripts `extract_lora_from_dylora.py` for the scale.
         """
         rank = min(rank, self.rank)
-        return replace(self, up=self.up[:, :rank], down=self.down[:rank])
+        cut = replace(self, up=self.up[:, :rank], down=self.down[:rank])
+        return replace(cut, alpha=self.scale * rank or None) if self.constant_scale else cut
 
 
 @dataclass(frozen=True, eq=False)

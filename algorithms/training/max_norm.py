@@ -67,6 +67,7 @@ def limit_norms(network: TrainableNetwork, maximum: float) -> NormReport:
     return NormReport(scaled, sum(norms) / max(len(norms), 1), max(norms, default=0.0))
 
 
+@torch.no_grad()
 def norm_of(adapter: Adapter) -> float:
     """Returns the norm of a change, or the measure that stands for it."""
     if isinstance(adapter, Dora):

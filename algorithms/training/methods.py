@@ -120,6 +120,10 @@ class MethodConfig:
                     "the rank."
                 )
         self._require_dropouts(method)
+        if self.use_tucker and method.low_rank and (self.dropout or self.rank_dropout):
+            raise TrainingError(
+                "dropout and rank_dropout have no meaning with use_tucker: switch one or the other off."
+            )
         self._require_own(method)
 
     def _require_dropouts(self, method: "Method") -> None:
@@ -312,6 +316,13 @@ def _lora_fa(
     return replace(start, down=down)
 
 
+def _dylora(
+    layer: Layer, made: InitialConfig, config: MethodConfig, generator: Generator
+) -> Adapter:
+    del config
+    return replace(Lora.initial(layer, made, generator), constant_scale=True)
+
+
 def _tlora(
     layer: Layer, made: InitialConfig, config: MethodConfig, generator: Generator
 ) -> Adapter:
@@ -403,7 +414,7 @@ METHODS: Mapping[str, Method] = {
     "DyLoRA": Method(
         "LoRA whose first ranks work alone: one training, every smaller rank by a cut.",
         kernels="by conv_rank",
-        make=_of(Lora),
+        make=_dylora,
         recommended=lambda: MethodConfig("DyLoRA", rank=32, alpha=16.0, unit=4),
         learning_rate=1e-4,
         plus=UP,

@@ -44,7 +44,7 @@ def network_args(config: MethodConfig) -> NetworkArgs:
     """Returns the module and the arguments that stand for a configuration.
 
     DyLoRA never becomes LyCORIS' (`algo=dylora`), whose files have another scale; `unit` tells that it
-    can be cut. GLoRA leaves out `rs_lora`, since LyCORIS saves a wrong alpha with it and loaders correct
+    can be cut, and `constant_scale`, our own word, how strong the cut is. GLoRA leaves out `rs_lora`, since LyCORIS saves a wrong alpha with it and loaders correct
     that: our alpha is right.
     """
     module = _module(config)
@@ -56,7 +56,7 @@ def network_args(config: MethodConfig) -> NetworkArgs:
     if config.method == "LoRA+":
         arguments["loraplus_lr_ratio"] = f"{config.plus_ratio:g}"
     if config.method == "DyLoRA":
-        arguments["unit"] = str(config.unit)
+        arguments |= {"unit": str(config.unit), "constant_scale": "True"}
     if module == LYCORIS:
         arguments |= _of_lycoris(config)
     for name, share in (

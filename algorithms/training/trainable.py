@@ -195,12 +195,11 @@ class TrainableAdapter(nn.Module):
         assert self._drawn is not None, "a step of training begins with begin_step"
         unit = self.config.unit
         rank = unit * (int(self._drawn * (adapter.rank // unit)) + 1)
-        up, down = adapter.up[:, :rank], adapter.down[:rank]
-        if self.config.dylora_gradient == "frozen":
-            old = rank - unit
-            up = torch.cat([up[:, :old].detach(), up[:, old:]], 1)
-            down = torch.cat([down[:old].detach(), down[old:]])
-        return Lora(up, down, adapter.scale * rank)
+        cut, old = adapter.sliced(rank), rank - unit
+        if self.config.dylora_gradient == "full":
+            return cut
+        up = torch.cat([cut.up[:, :old].detach(), cut.up[:, old:]], 1)
+        return replace(cut, up=up, down=torch.cat([cut.down[:old].detach(), cut.down[old:]]))
 
     def _used_ranks(self, ranks: int, x: Tensor) -> Float[Tensor, "B R"] | None:
         """Returns 1 for the ranks that each sample of `x` uses, None for all.
