@@ -14,7 +14,10 @@ identity, here the result at strength s lies on the line from W to W'.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -34,6 +37,9 @@ from .rotation import (
     require_blocks,
     skew_of,
 )
+
+Stages = Callable[[Tensor, Tensor], Tensor]
+"""Turns of every stage and vectors -> what all stages change of the vectors."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,13 +159,40 @@ def butterfly(
         chunk: How many neighbours a permutation keeps together.
         back: Whether the transpose of R is meant.
     """
+    stages = partial(_through_stages, chunk=chunk, back=back)
     last = tensor.movedim(axis, -1)
+    change = _Stages.apply(stages, turns, last) if torch.is_grad_enabled() else stages(turns, last)
+    return change.movedim(-1, axis)
+
+
+class _Stages(torch.autograd.Function):
+    """All stages, of which only the vectors that go in are kept for the gradients.
+
+    Autograd would keep those that come out of each stage: 8 times as many on 1280 outputs.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, stages: Stages, turns: Tensor, last: Tensor) -> Tensor:
+        ctx.stages = stages
+        ctx.save_for_backward(turns, last)
+        return stages(turns, last)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        pull_back = torch.func.vjp(ctx.stages, *ctx.saved_tensors)[1]
+        return None, *pull_back(gradients[0])
+
+
+def _through_stages(
+    turns: Float[Tensor, "M N D D"], last: Tensor, *, chunk: int, back: bool
+) -> Tensor:
+    """Returns (R - 1) times the vectors along the last axis."""
     change = torch.zeros_like(last)
-    stages = range(turns.shape[0])
-    for stage in reversed(stages) if back else stages:
+    order = range(turns.shape[0])
+    for stage in reversed(order) if back else order:
         blocks = turns[stage].mT if back else turns[stage]
         change = change + _stage(blocks, last + change, stage, chunk)
-    return change.movedim(-1, axis)
+    return change
 
 
 def _stage(blocks: Float[Tensor, "N D D"], last: Tensor, stage: int, chunk: int) -> Tensor:

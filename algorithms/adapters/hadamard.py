@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..layers import Layer
 from ..shapes import Float
@@ -48,7 +47,7 @@ def hadamard_output(
 
 
 class _Product(torch.autograd.Function):
-    """The product as a matrix; its gradients can be differentiated again."""
+    """The product as a matrix."""
 
     @staticmethod
     def forward(ctx: Any, *factors: Tensor) -> Tensor:
@@ -70,7 +69,6 @@ class _Applied(torch.autograd.Function):
         return layer.apply(x, _weight(layer, x, factors))
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, *factors = ctx.saved_tensors
         weight = _weight(ctx.layer, x, factors)
@@ -106,11 +104,8 @@ def _of_layer(layer: Layer, x: Tensor, weight: Tensor, gradient: Tensor) -> tupl
     """Returns the gradients of an input and a weight for that of the output."""
     if layer.kind == "linear":
         return gradient @ weight, gradient.flatten(0, -2).T @ x.flatten(0, -2)
-    with torch.enable_grad():
-        leaves = x.detach().requires_grad_(), weight.requires_grad_()
-        output = layer.apply(*leaves)
-    of_x, of_weight = torch.autograd.grad(output, leaves, gradient)
-    return of_x, of_weight
+    pull_back = torch.func.vjp(layer.apply, x, weight)[1]
+    return pull_back(gradient)
 
 
 def _require_halves(factors: Factors, shape: tuple[int, ...]) -> None:
