@@ -1,7 +1,7 @@
 """The optimisers that can be chosen: which package each comes from, and how it wants to be treated.
 
 Only torch's are always there. The others are imported when they are chosen, and an error names the
-package that is missing. A package of any name is not imported: names come from workflows of strangers.
+package that is missing. Nothing else is imported by name, since names come from workflows of strangers.
 """
 
 import ast
@@ -85,11 +85,19 @@ PREFIX = "pytorch_optimizer."
 UNFIT = frozenset(
     {
         *("AdaGO", "AdaHessian", "AdaLOMO", "AdaMuon", "AdamMini", "AliG", "DeMo"),
-        *("DistributedMuon", "LBFGS", "LOMO", "Muon", "MuonClip", "NorMuon", "SophiaH", "SPlus"),
+        *("DistributedMuon", "LBFGS", "LOMO", "LoRARite", "Muon", "MuonClip", "NorMuon"),
+        *("SophiaH", "SpectralSphere", "SPlus"),
     }
 )
 """Of pytorch-optimizer: these need a closure, second derivatives, the whole model, several processes,
-marked groups, or a switch of their own before saving."""
+marked or paired parameters, or a switch of their own before saving."""
+UNSAVABLE = frozenset(
+    {
+        *("AdaShift", "AggMo", "Conda", "Kron", "ROSE", "SCION", "SCIONLight"),
+        "ScalableShampoo",
+    }
+)
+"""Of pytorch-optimizer: these keep objects that no safetensors file holds."""
 
 
 def kind_of(name: str) -> OptimizerKind:
@@ -109,6 +117,10 @@ def kind_of(name: str) -> OptimizerKind:
     if class_name in UNFIT:
         raise TrainingError(
             f"{name} cannot train adapters here: it needs more than gradients. Choose another one."
+        )
+    if class_name in UNSAVABLE:
+        raise TrainingError(
+            f"{name} cannot train adapters here: its state cannot be saved. Choose another one."
         )
     return OptimizerKind(
         name,

@@ -20,6 +20,11 @@ from .schedules import ScheduleConfig, factor
 AUTOMATIC_RATE = 0.1
 """At or below it the rate of an automatic optimiser was most likely meant for another one."""
 
+RESUME = "Resume with the settings that the training began with."
+
+Shapes = dict[str, list[list[int]]]
+"""Of the parameters of each group."""
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
@@ -340,22 +345,23 @@ class Stepper:
         Raises:
             TrainingError: It is of another optimiser, or of other parameters.
         """
-        for key, mine, what in (
-            ("name", self._config.name, "optimiser"),
-            ("shapes", self._shapes(), "parameters"),
-        ):
-            if state[key] != mine:
-                raise TrainingError(
-                    f"The saved state is of another {what}: {state[key]}, not {mine}. Resume with "
-                    "the settings that the training began with."
-                )
+        if state["name"] != self._config.name:
+            raise TrainingError(
+                f"The saved state is of the optimiser {state['name']}, not {self._config.name}. "
+                f"{RESUME}"
+            )
+        if state["shapes"] != self._shapes():
+            raise TrainingError(
+                "The saved state is of other parameters: "
+                f"{_first_difference(state['shapes'], self._shapes())}. {RESUME}"
+            )
         if (state["scale"] is None, state["average"] is None) != (
             self._scale is None,
             self._average is None,
         ):
             raise TrainingError(
-                "Loss scaling or the moving average is on now and was not when the training began, "
-                "or the other way round. Resume with the settings that it began with."
+                "Loss scaling or the moving average is on now and was not in the saved state, or the "
+                f"other way round. {RESUME}"
             )
         self._load_optimizer(state["optimizer"])
         self.steps = state["steps"]
@@ -374,7 +380,7 @@ class Stepper:
             if stepped in state:
                 state[stepped] = _in_saved_dtypes(state[stepped], saved["state"][index])
 
-    def _shapes(self) -> dict[str, list[list[int]]]:
+    def _shapes(self) -> Shapes:
         return {
             group.name: [list(one.shape) for one in group.parameters] for group in self._trained
         }
@@ -401,6 +407,11 @@ class Stepper:
                     if one.grad is not None:
                         one.grad.mul_(multiplier)
             self._optimizer.step()
+
+
+def _first_difference(saved: Shapes, mine: Shapes) -> str:
+    name = next(one for one in (*mine, *saved) if saved.get(one) != mine.get(one))
+    return f'"{name}" has shapes {saved.get(name, "none")} there and {mine.get(name, "none")} here'
 
 
 def _in_saved_dtypes(loaded: Any, saved: Any) -> Any:
