@@ -4,6 +4,7 @@ Sources: sd-scripts 0.10.1 (`networks.lora`, `lora_fa`, `dylora`, `oft`) and LyC
 and arguments go into the metadata of a file. Recommended values are those of their documents.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -30,6 +31,8 @@ from .nested_lora import NestedLora
 from .trained_tlora import TrainedTlora
 
 Dropout = Literal["dropout", "rank_dropout", "module_dropout"]
+PLUS_RATIO = 16.0
+"""Source: LoRA+, Hayou et al. 2024, arXiv 2402.12354, section 5."""
 DROPOUTS: tuple[Dropout, ...] = ("dropout", "rank_dropout", "module_dropout")
 
 
@@ -68,8 +71,8 @@ class MethodConfig:
     """Part of the ranks that is left out, for each sample; of the output rows without ranks."""
     module_dropout: float = 0.0
     """Part of the calls in which an adapter is left out."""
-    plus_ratio: float = 16.0
-    """Of LoRA+: how many times faster the factor learns that starts at zero."""
+    plus_ratio: float = 0.0
+    """How many times faster the factor learns that starts at zero; 0 is 16 for LoRA+ and 1 else."""
     unit: int = 4
     """Of DyLoRA: how many ranks are added at a time."""
     dylora_gradient: Literal["frozen", "full"] = "frozen"
@@ -153,7 +156,7 @@ class MethodConfig:
             raise TrainingError(
                 "NestedUNet halves the rank twice: set rank and conv_rank to 4 or more."
             )
-        if self.method == "LoRA+" and not self.plus_ratio > 0:
+        if not 0 <= self.plus_ratio < math.inf:
             raise TrainingError(f"plus_ratio is {self.plus_ratio}; set it above 0, 16 is usual.")
         if self.method == "T-LoRA":
             if not self.rank_power > 0:
@@ -169,6 +172,11 @@ class MethodConfig:
                     "LyCORIS' format of T-LoRA does not hold the start, which loaders take to be the "
                     "largest triples of the weight: save as LoRA, or start from these."
                 )
+
+    @property
+    def ratio(self) -> float:
+        """How many times faster the factor learns that starts at zero."""
+        return self.plus_ratio or (PLUS_RATIO if self.method == "LoRA+" else 1.0)
 
     def of_kernels(self) -> tuple[int, float]:
         """Returns rank and alpha on convolutions with kernels."""

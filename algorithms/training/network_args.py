@@ -54,7 +54,7 @@ def network_args(config: MethodConfig) -> NetworkArgs:
     if METHODS[config.method].kernels != "never":
         arguments |= _of_kernels(config, module)
     if config.method == "LoRA+":
-        arguments["loraplus_lr_ratio"] = f"{config.plus_ratio:g}"
+        arguments["loraplus_lr_ratio"] = f"{config.ratio:g}"
     if config.method == "DyLoRA":
         arguments |= {"unit": str(config.unit), "constant_scale": "True"}
     if module == LYCORIS:
