@@ -41,7 +41,7 @@ class Wish:
     """What a user wants of one adapter file."""
 
     adapter: str
-    """Its name in the host's list."""
+    """Its name in the host's list, or that of `trained`."""
     strength_model: float = 1.0
     strength_clip: float = 1.0
     mode: Mode = "hook"
@@ -58,6 +58,8 @@ class Wish:
     """Weights of blocks, as text; empty for all at 1."""
     seed: int = 0
     """Of the random weights of blocks."""
+    trained: AdapterSet | None = None
+    """Comes from the graph, and is used in place of a file."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +97,7 @@ def adapt(wish: Wish, model: Any, clip: Any) -> Adapted:
         raise AdapterError("There is nothing to adapt: connect a model or a CLIP.")
     if all(strengths[name] == 0 for name in connected):
         return Adapted(model, clip, f"Strength 0: {wish.adapter} was not read.")
-    adapter_set = load_adapter(
-        wish.adapter, wish.rank, corrections=wish.corrections, progress=ReadingBar()
-    )
+    adapter_set = _wished(wish)
     notes: list[str] = []
     key_maps = key_maps_of(model, clip)
     bindings: dict[str, Binding] = {}
@@ -110,7 +110,8 @@ def adapt(wish: Wish, model: Any, clip: Any) -> Adapted:
             bindings[name] = Binding(())
             notes.append(f"At strength 0 the {name} is left alone; it would not fit: {error}")
     homeless = require_match(adapter_set, [*bindings.values()], [*key_maps.values()])
-    remember_use(wish.adapter, key_maps.get(MODEL), key_maps.get(CLIP))
+    if wish.trained is None:
+        remember_use(wish.adapter, key_maps.get(MODEL), key_maps.get(CLIP))
     if weights is not None:
         blocks = all_blocks(adapter_set, key_maps.get(MODEL), key_maps.get(CLIP))
         placed = weights.on(blocks, wish.seed)
@@ -131,6 +132,15 @@ def adapt(wish: Wish, model: Any, clip: Any) -> Adapted:
     causes_found = causes(adapter_set, homeless, key_maps.get(MODEL), key_maps.get(CLIP))
     text = report(adapter_set, coverage, causes_found, notes)
     return Adapted(parts[MODEL], parts[CLIP], text)
+
+
+def _wished(wish: Wish) -> AdapterSet:
+    """Returns what comes from the graph, or the file."""
+    if wish.trained is not None:
+        return wish.trained.cut(wish.rank)
+    return load_adapter(
+        wish.adapter, wish.rank, corrections=wish.corrections, progress=ReadingBar()
+    )
 
 
 def _weighted(

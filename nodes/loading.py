@@ -7,6 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..algorithms.errors import FileError
+from ..algorithms.formats.parse import AdapterSet
 from ..algorithms.schedule import Schedule
 from .adapting import Wish, adapt
 from .host.applying import Mode
@@ -16,12 +17,13 @@ from .host.messages import show_text
 from .host.preset_files import own_texts
 from .inputs import memory_input, mode_input
 from .schema import advanced
-from .sockets import ScheduleSocket
+from .sockets import AdapterSocket, ScheduleSocket
 
 AS_TRAINED = "as trained"
 AS_OTHERS = "as other loaders do"
 EVERY_CONDITIONING = "every conditioning"
 ASKING_CONDITIONINGS = "conditionings that ask for it"
+UNCONNECTED = object()
 STRENGTH = {"default": 1.0, "min": -20.0, "max": 20.0, "step": 0.01}
 
 
@@ -43,7 +45,9 @@ class LoadAdapter(io.ComfyNode):
                 io.Model.Input("model", optional=True, tooltip="The diffusion model to adapt."),
                 io.Clip.Input("clip", optional=True, tooltip="The text encoders to adapt."),
                 io.Combo.Input(
-                    "adapter", options=adapter_names(), tooltip="A file of the LoRA folders."
+                    "adapter",
+                    options=adapter_names() or [""],  # with `trained` it works without any file
+                    tooltip="A file of the LoRA folders. Not read where trained is connected.",
                 ),
                 io.Float.Input(
                     "strength_model",
@@ -112,6 +116,11 @@ class LoadAdapter(io.ComfyNode):
                         tooltip="Of the random weights R and U in blocks.",
                     )
                 ),
+                AdapterSocket.Input(
+                    "trained",
+                    optional=True,
+                    tooltip="An adapter as it comes from Train LoRA, in place of a file.",
+                ),
             ],
             outputs=[
                 io.Model.Output(),
@@ -125,14 +134,15 @@ class LoadAdapter(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, adapter: str | None = None) -> bool | str:
+    def validate_inputs(cls, adapter: str | None = None, trained: Any = UNCONNECTED) -> bool | str:
         """Returns why the host must refuse a prompt, before it runs: the file is gone.
 
         Args:
             adapter: None where it comes from another node, and is known only when that has run.
+            trained: Given where it is connected, and known only when that node has run.
         """
         try:
-            if adapter is not None:
+            if adapter is not None and trained is UNCONNECTED:
                 adapter_path(adapter)
         except FileError as error:
             return str(error)
@@ -145,11 +155,14 @@ class LoadAdapter(io.ComfyNode):
         strength_model: float,
         strength_clip: float,
         blocks: str | None = "",
+        trained: Any = UNCONNECTED,
         **_: Any,
     ) -> str:
         """Returns what changes when the file or a preset in `blocks` does, so that it is taken up."""
         if strength_model == 0 and strength_clip == 0:
             return ""
+        if trained is not UNCONNECTED:
+            return str(own_texts(blocks or ""))
         return str((adapter_state(adapter), *own_texts(blocks or "")))
 
     @classmethod
@@ -168,10 +181,11 @@ class LoadAdapter(io.ComfyNode):
         memory_mb: int = AUTOMATIC,
         blocks: str = "",
         blocks_seed: int = 0,
+        trained: AdapterSet | None = None,
     ) -> io.NodeOutput:
         """Returns the adapted model and text encoders, with a report on the node."""
         wish = Wish(
-            adapter,
+            adapter if trained is None else trained.source,
             strength_model,
             strength_clip,
             mode,
@@ -182,6 +196,7 @@ class LoadAdapter(io.ComfyNode):
             memory_mb=memory_mb,
             blocks=blocks,
             seed=blocks_seed,
+            trained=trained,
         )
         adapted = adapt(wish, model, clip)
         show_text(cls.hidden.unique_id, adapted.report)
