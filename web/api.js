@@ -229,6 +229,62 @@ export function preview(name) {
 }
 
 /**
+ * One step of a training, or several in a row: how many, and their lowest and highest loss, stand only
+ * there. A loss that is no number is null.
+ *
+ * @typedef {[step: number, loss: number | null, rate: number, low?: number, high?: number,
+ *   count?: number]} Stretch
+ */
+
+/**
+ * @typedef {object} Sample A picture made on the way.
+ * @property {number} step
+ * @property {string} label Its prompt.
+ * @property {string} image Its address.
+ */
+
+/**
+ * @typedef {object} TrainingNow
+ * @property {string} node As the server numbers it: `5:3` inside of a subgraph.
+ * @property {string} run Another one for each training of the node.
+ * @property {number} message How many messages about it the server has sent.
+ * @property {number} total Steps.
+ * @property {number} step The last one done.
+ * @property {number | null} rate The learning rate.
+ * @property {number | null} seconds_per_step
+ * @property {string} phase What is done besides steps.
+ * @property {boolean} running
+ * @property {boolean} stopping Whether it is asked to end.
+ * @property {string} finished How it ended.
+ * @property {string} saved Name of the file.
+ * @property {Stretch[]} points
+ * @property {[step: number, loss: number | null][]} validation
+ */
+
+/** @typedef {TrainingNow & { samples: Sample[] }} Training All of it so far. */
+/** @typedef {TrainingNow & { sample?: Sample }} TrainingNews What is new: points, validation, sample. */
+
+/**
+ * Returns the newest training of a node, or null where the server knows none.
+ *
+ * @param {string} node
+ * @returns {Promise<Training | null>}
+ */
+export async function training(node) {
+  return await get("training", { node });
+}
+
+/**
+ * Makes a training end after the step it is at and keep what it has; throws why it cannot.
+ *
+ * @param {string} node
+ * @param {string} run
+ */
+export async function stopTraining(node, run) {
+  await send("POST", "training/stop", { node, run });
+}
+
+/**
  * Asks a route and returns its JSON; throws the sentence that says what is wrong.
  *
  * @param {string} route Below `/anyadapter/`.

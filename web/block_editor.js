@@ -9,6 +9,7 @@ import { BlockPresets } from "./block_presets.js";
 import { Sliders, STEP } from "./block_sliders.js";
 import { rounded, written } from "./block_text.js";
 import { copyText, element, loadStyle, zoomCanvas } from "./dom.js";
+import { HEAD_HEIGHT } from "./growing.js";
 import { t } from "./i18n.js";
 import { icon } from "./icons.js";
 import { UndoStep } from "./undo.js";
@@ -16,7 +17,6 @@ import { UndoStep } from "./undo.js";
 /** @import { Block, BlockWeights, Group, Layout } from "./api.js" */
 /** @import { PictureName } from "./icons.js" */
 
-export const HEAD_HEIGHT = 26;
 const MAX_HEIGHT = 330;
 const LARGEST = 100;
 /** Below the body. */

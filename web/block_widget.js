@@ -1,13 +1,13 @@
 // The editor of block weights as a widget of a node, which grows and shrinks with it.
 
-import { BlockEditor, forgetBlocks, HEAD_HEIGHT } from "./block_editor.js";
+import { BlockEditor, forgetBlocks } from "./block_editor.js";
 import { debounced, followedBy } from "./dom.js";
+import { growNode, HEAD_HEIGHT } from "./growing.js";
 import { t } from "./i18n.js";
 import { keepMounted } from "./nodes_2.js";
 
 const WAIT_MS = 150;
 const MARGIN = 4;
-const MIN_WIDTH = 340;
 const OPEN = "anyadapter_blocks_open";
 const LEVEL = "anyadapter_blocks_level";
 const GROWN = "anyadapter_blocks_grown";
@@ -50,7 +50,9 @@ export function addBlockEditor(node) {
     },
   };
   const height = () => editor.height + 2 * MARGIN;
-  const editor = new BlockEditor(source, view, () => fit(node, editor));
+  const editor = new BlockEditor(source, view, () =>
+    growNode(node, editor.element, editor.height, GROWN),
+  );
   editor.element.style.setProperty("--height", `${HEAD_HEIGHT}px`);
   const widget = node.addDOMWidget("block_editor", "anyadapter_blocks", editor.element, {
     serialize: false, // not sent with the prompt
@@ -95,49 +97,4 @@ function lockedBy(node) {
     );
   }
   return "";
-}
-
-/**
- * Gives a node the size that it needs with its editor.
- *
- * What it has grown for the editor is kept with it, so that closing takes away as much and no more: the
- * rest is how large the user wants it.
- *
- * @param {import("comfyui").Node} node
- * @param {BlockEditor} editor
- */
-function fit(node, editor) {
-  const { element, height } = editor;
-  const open = height > HEAD_HEIGHT;
-  const [wider, higher] = grown(node);
-  const drawn = element.closest("[data-node-id]");
-  if (drawn instanceof HTMLElement) {
-    // Nodes 2.0: the node is as high as its content, or as these variables say.
-    const [width, full] = [drawn.offsetWidth - wider, drawn.offsetHeight - higher];
-    const wanted = open ? Math.max(width, MIN_WIDTH) : width;
-    element.style.setProperty("--height", `${height}px`);
-    drawn.style.setProperty("--node-height", `${full + height - HEAD_HEIGHT}px`);
-    drawn.style.setProperty("--node-width", `${wanted}px`);
-    node.properties[GROWN] = [wanted - width, drawn.offsetHeight - full];
-    return;
-  }
-  element.style.setProperty("--height", `${height}px`);
-  const [width, full] = [node.size[0] - wider, node.size[1] - higher];
-  const wanted = open ? Math.max(width, MIN_WIDTH) : width;
-  const needed = Math.max(full + height - HEAD_HEIGHT, node.computeSize()[1]);
-  node.properties[GROWN] = [wanted - width, needed - full];
-  node.setSize([wanted, needed]);
-  node.setDirtyCanvas(true, true);
-}
-
-/**
- * Returns by how much a node is wider and higher for its editor.
- *
- * @param {import("comfyui").Node} node
- * @returns {[number, number]}
- */
-function grown(node) {
-  const stored = node.properties[GROWN];
-  const [wider, higher] = Array.isArray(stored) ? stored.map(Number) : [];
-  return [wider || 0, higher || 0];
 }

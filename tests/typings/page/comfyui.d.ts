@@ -37,6 +37,13 @@ declare module "comfyui" {
     output_tooltips?: (string | undefined)[];
   }
 
+  interface Graph {
+    nodes: Node[];
+    /** Of the whole workflow, by their ids. */
+    subgraphs?: Map<string, Graph>;
+    getNodeById(id: string | number): Node | null | undefined;
+  }
+
   interface Node {
     id: number | string;
     comfyClass?: string;
@@ -44,7 +51,9 @@ declare module "comfyui" {
     inputs: Input[];
     outputs: Output[];
     /** None before it is added to one. */
-    graph: object | null;
+    graph: Graph | null;
+    /** Of a node that stands for a graph of its own. */
+    subgraph?: Graph;
     size: [number, number];
     properties: Record<string, unknown>;
     onConfigure?: ((...values: any[]) => any) | undefined;
@@ -87,12 +96,16 @@ declare module "comfyui" {
     /** Makers of widgets, by the type of the input. */
     getCustomWidgets?(): Record<string, (node: Node, name: string) => { widget: Widget }>;
     refreshComboInNodes?(): void;
+    setup?(): void;
+    /** The outputs of a prompt of before were brought back. */
+    onNodeOutputsUpdated?(outputs: Record<string, Record<string, any>>): void;
     nodeCreated?(node: Node): void;
   }
 }
 
 declare module "*/scripts/app.js" {
   export const app: {
+    rootGraph: import("comfyui").Graph;
     canvas: {
       processMouseWheel(event: WheelEvent): void;
       emitBeforeChange(): void;
@@ -111,5 +124,6 @@ declare module "*/scripts/api.js" {
   export const api: {
     fetchApi(route: string, options?: RequestInit): Promise<Response>;
     apiURL(route: string): string;
+    addEventListener(event: string, listener: (event: CustomEvent<any>) => void): void;
   };
 }
