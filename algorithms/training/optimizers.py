@@ -372,8 +372,9 @@ class Stepper:
             self._average.load(state["average"])
 
     def _load_optimizer(self, saved: dict[str, Any]) -> None:
+        saved = copy.deepcopy(saved)  # torch keeps the very tensors
         with self._wide.filled():
-            self._optimizer.load_state_dict(copy.deepcopy(saved))
+            self._optimizer.load_state_dict(saved)
         for index, parameter in enumerate(self._parameters):
             state = self._optimizer.state
             stepped = self._wide.of(parameter)

@@ -1,7 +1,7 @@
 """The state of a training as tensors and one JSON text: what a safetensors file can hold.
 
-Nested dicts, lists and tuples of tensors, numbers, truth values, texts and None come back exactly: tuples
-as tuples, whole numbers as keys, floats to the last bit, tensors in their dtype. No pickle.
+Nested dicts, lists and tuples of tensors, numbers, truth values, texts and None come back exactly:
+tuples as tuples, whole numbers as keys, floats to the last bit, tensors in their dtype. No pickle.
 In JSON a list stands for itself, and any other thing with parts is an object of one member:
 
     {"dict": [[key, value], ...]}        {"tuple": [...]}        {"tensor": "name in the file"}

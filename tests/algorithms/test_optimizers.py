@@ -138,6 +138,15 @@ def through_a_file(state: dict[str, Any], path: Path) -> dict[str, Any]:
         return unpack(tensors, file.metadata()["state"])
 
 
+def are_the_same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two states agree in all of their numbers and dtypes."""
+    (tensors, text), (others, other_text) = pack(one), pack(other)
+    same_dtypes = [part.dtype for part in tensors.values()] == [
+        part.dtype for part in others.values()
+    ]
+    return same_dtypes and text == other_text and are_equal([*tensors.values()], [*others.values()])
+
+
 def test_the_small_packages_are_installed_on_ci():
     missing = [module for module in SMALL_PACKAGES if not is_installed(module)]
     assert os.environ.get("CI") != "true" or not missing
@@ -175,6 +184,7 @@ def test_10_and_10_steps_from_a_file_are_20_steps(
     # Another seed, so that only the state can bring the right one.
     second = make_optimizer(config, resumed_groups, 20, torch.Generator().manual_seed(99))
     second.load(state)
+    assert are_the_same(second.state(), state)
     take_steps(second, resumed_groups, range(10, 20))
     assert are_equal(parameters_of(resumed_groups), parameters_of(whole))
 
@@ -197,6 +207,17 @@ def test_parameters_without_gradients_stay(kind: OptimizerKind):
     stepper = stepper_of(config_of(kind), groups)
     assert stepper.step() == StepResult(0.0, False)
     assert are_equal(parameters_of(groups), before)
+
+
+@of_each
+def test_a_state_loaded_from_a_living_optimiser_is_apart_from_it(kind: OptimizerKind):
+    groups, others = groups_of(kind), groups_of(kind)
+    living, loaded = stepper_of(config_of(kind), groups), stepper_of(config_of(kind), others)
+    take_steps(living, groups, range(2))
+    loaded.load(living.state())
+    before = unpack(*pack(loaded.state()))
+    take_steps(living, groups, range(2, 4))
+    assert are_the_same(loaded.state(), before)
 
 
 # Schedule-free and moving average: what is trained, and what is saved.
