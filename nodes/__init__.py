@@ -10,6 +10,14 @@ from .routes import register_routes
 from .scheduling import AdapterSchedule
 from .stacking import AdapterStack
 from .sweeping import BlockSweep, LabelGrid
+from .training import TrainAdapter
+from .training_options import (
+    BlocksAndLayers,
+    MethodOptions,
+    NoiseAndLoss,
+    OptimizerOptions,
+    TrainingSamples,
+)
 
 NODES: list[type[io.ComfyNode]] = [
     LoadAdapter,
@@ -22,6 +30,12 @@ NODES: list[type[io.ComfyNode]] = [
     ImageFolder,
     ImagesAndCaptions,
     LatentsAndConditionings,
+    TrainAdapter,
+    MethodOptions,
+    OptimizerOptions,
+    NoiseAndLoss,
+    BlocksAndLayers,
+    TrainingSamples,
 ]
 
 register_routes()

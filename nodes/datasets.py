@@ -22,7 +22,7 @@ from .host.images import as_image, pictures
 from .host.input_folders import input_folder
 from .host.items import image_items, latent_items
 from .host.messages import show_text
-from .schema import advanced
+from .schema import advanced, optional
 from .sockets import DatasetSocket
 
 CAPTION_FILES = {
@@ -198,111 +198,113 @@ class ImageFolder(io.ComfyNode):
                     "pictures are read, and those of the folders in it.",
                 ),
                 resolution_input(),
-                trigger_input(),
-                *tag_inputs(),
-                io.String.Input(
-                    "regularization_folder",
-                    default="",
-                    tooltip="Pictures of what the trained thing is one of (any dog), named as "
-                    "folder is. They keep the model from forgetting it, and are drawn as often as "
-                    "the others in all. Empty: none.",
-                ),
-                *fitting_inputs(),
-                advanced(
+                *optional(
+                    trigger_input(),
+                    *tag_inputs(),
                     io.String.Input(
-                        "mask_folder",
+                        "regularization_folder",
                         default="",
-                        tooltip="Masks of the same names as the pictures, named as folder is: "
-                        "white is trained, black is not. Empty: none.",
-                    )
-                ),
-                advanced(
-                    io.Boolean.Input(
-                        "alpha_is_mask",
-                        default=False,
-                        tooltip="What is transparent in a picture is not trained. Off: it is "
-                        "white.",
-                    )
-                ),
-                advanced(
-                    io.Combo.Input(
-                        "caption_files",
-                        options=list(CAPTION_FILES),
-                        default=next(iter(CAPTION_FILES)),
-                        tooltip="In which files captions are.",
-                    )
-                ),
-                advanced(
-                    io.String.Input(
-                        "caption_prefix",
-                        default="",
-                        tooltip="Put in front of every caption, with a blank.",
-                    )
-                ),
-                advanced(
-                    io.String.Input(
-                        "caption_suffix",
-                        default="",
-                        tooltip="Put behind every caption, with a blank.",
-                    )
-                ),
-                advanced(
-                    io.Boolean.Input(
-                        "wildcards",
-                        default=False,
-                        tooltip="{red|blue} in a caption becomes one of them at each step, "
-                        "and of several lines one is taken. Off: the first line, as it is.",
-                    )
-                ),
-                advanced(
-                    io.String.Input(
-                        "tag_separator", default=",", tooltip="What stands between tags."
-                    )
-                ),
-                advanced(
-                    io.String.Input(
-                        "keep_separator",
-                        default="|||",
-                        tooltip="What stands before it in a caption stays at the beginning, what "
-                        "stands behind a second one at the end; keep_tags is not read there.",
-                    )
-                ),
-                advanced(
-                    io.String.Input(
-                        "secondary_separator",
-                        default="",
-                        tooltip="Joins tags that are shuffled as one, such as ;;; - it becomes the "
-                        "separator in the end.",
-                    )
-                ),
-                advanced(
-                    io.Int.Input(
-                        "dropout_every_epochs",
-                        default=0,
-                        min=0,
-                        max=10000,
-                        tooltip="Every so many epochs have no captions. 0: never.",
-                    )
-                ),
-                advanced(
-                    io.Int.Input(
-                        "warmup_epochs",
-                        default=0,
-                        min=0,
-                        max=10000,
-                        tooltip="For so many epochs the number of tags grows to all of them. 0: "
-                        "all from the start.",
-                    )
-                ),
-                advanced(
-                    io.Int.Input(
-                        "warmup_tags",
-                        default=1,
-                        min=0,
-                        max=1000,
-                        tooltip="With warmup_epochs: how many tags the first epoch has, besides "
-                        "those that are kept.",
-                    )
+                        tooltip="Pictures of what the trained thing is one of (any dog), named as "
+                        "folder is. They keep the model from forgetting it, and are drawn as often as "
+                        "the others in all. Empty: none.",
+                    ),
+                    *fitting_inputs(),
+                    advanced(
+                        io.String.Input(
+                            "mask_folder",
+                            default="",
+                            tooltip="Masks of the same names as the pictures, named as folder is: "
+                            "white is trained, black is not. Empty: none.",
+                        )
+                    ),
+                    advanced(
+                        io.Boolean.Input(
+                            "alpha_is_mask",
+                            default=False,
+                            tooltip="What is transparent in a picture is not trained. Off: it is "
+                            "white.",
+                        )
+                    ),
+                    advanced(
+                        io.Combo.Input(
+                            "caption_files",
+                            options=list(CAPTION_FILES),
+                            default=next(iter(CAPTION_FILES)),
+                            tooltip="In which files captions are.",
+                        )
+                    ),
+                    advanced(
+                        io.String.Input(
+                            "caption_prefix",
+                            default="",
+                            tooltip="Put in front of every caption, with a blank.",
+                        )
+                    ),
+                    advanced(
+                        io.String.Input(
+                            "caption_suffix",
+                            default="",
+                            tooltip="Put behind every caption, with a blank.",
+                        )
+                    ),
+                    advanced(
+                        io.Boolean.Input(
+                            "wildcards",
+                            default=False,
+                            tooltip="{red|blue} in a caption becomes one of them at each step, "
+                            "and of several lines one is taken. Off: the first line, as it is.",
+                        )
+                    ),
+                    advanced(
+                        io.String.Input(
+                            "tag_separator", default=",", tooltip="What stands between tags."
+                        )
+                    ),
+                    advanced(
+                        io.String.Input(
+                            "keep_separator",
+                            default="|||",
+                            tooltip="What stands before it in a caption stays at the beginning, what "
+                            "stands behind a second one at the end; keep_tags is not read there.",
+                        )
+                    ),
+                    advanced(
+                        io.String.Input(
+                            "secondary_separator",
+                            default="",
+                            tooltip="Joins tags that are shuffled as one, such as ;;; - it becomes the "
+                            "separator in the end.",
+                        )
+                    ),
+                    advanced(
+                        io.Int.Input(
+                            "dropout_every_epochs",
+                            default=0,
+                            min=0,
+                            max=10000,
+                            tooltip="Every so many epochs have no captions. 0: never.",
+                        )
+                    ),
+                    advanced(
+                        io.Int.Input(
+                            "warmup_epochs",
+                            default=0,
+                            min=0,
+                            max=10000,
+                            tooltip="For so many epochs the number of tags grows to all of them. 0: "
+                            "all from the start.",
+                        )
+                    ),
+                    advanced(
+                        io.Int.Input(
+                            "warmup_tags",
+                            default=1,
+                            min=0,
+                            max=1000,
+                            tooltip="With warmup_epochs: how many tags the first epoch has, besides "
+                            "those that are kept.",
+                        )
+                    ),
                 ),
             ],
             outputs=[dataset_output(), preview_output(), report_output()],
@@ -420,9 +422,7 @@ class ImagesAndCaptions(io.ComfyNode):
                     tooltip="One for each picture, or one for all: white is trained, black is not.",
                 ),
                 resolution_input(),
-                trigger_input(),
-                *tag_inputs(),
-                *fitting_inputs(),
+                *optional(trigger_input(), *tag_inputs(), *fitting_inputs()),
             ],
             outputs=[dataset_output(), preview_output(), report_output()],
             hidden=[io.Hidden.unique_id],
@@ -433,18 +433,18 @@ class ImagesAndCaptions(io.ComfyNode):
         cls,
         images: list[Any],
         resolution: list[int],
-        trigger_word: list[str],
-        shuffle_tags: list[bool],
-        keep_tags: list[int],
-        caption_dropout: list[float],
-        tag_dropout: list[float],
-        buckets: list[bool],
-        bucket_min: list[int],
-        bucket_max: list[int],
-        bucket_step: list[int],
-        no_upscale: list[bool],
-        flip: list[bool],
-        random_crop: list[bool],
+        trigger_word: Sequence[str] = ("",),
+        shuffle_tags: Sequence[bool] = (False,),
+        keep_tags: Sequence[int] = (0,),
+        caption_dropout: Sequence[float] = (0.0,),
+        tag_dropout: Sequence[float] = (0.0,),
+        buckets: Sequence[bool] = (True,),
+        bucket_min: Sequence[int] = (0,),
+        bucket_max: Sequence[int] = (0,),
+        bucket_step: Sequence[int] = (64,),
+        no_upscale: Sequence[bool] = (False,),
+        flip: Sequence[bool] = (False,),
+        random_crop: Sequence[bool] = (False,),
         captions: list[str] | None = None,
         masks: list[Any] | None = None,
     ) -> io.NodeOutput:

@@ -16,6 +16,13 @@ def advanced(value: Input) -> Input:
     return value
 
 
+def optional(*values: io.Input) -> list[io.Input]:
+    """Lets prompts leave inputs out, which then have their defaults."""
+    for value in values:
+        value.optional = True
+    return [*values]
+
+
 def drawn_by_page(widget: str, value: Input) -> Input:
     """Lets the page draw an input with a widget of ours, by its name there.
 

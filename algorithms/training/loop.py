@@ -10,6 +10,7 @@ A run cut in two, with `state` and `load` between, equals the run that was not c
 
 import math
 import time
+import collections.abc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -123,6 +124,11 @@ class Run(Generic[D]):
         self._order: Sequence[D] = ()
         self._ordered: int | None = None
 
+    @property
+    def total(self) -> int:
+        """How many steps the whole run has."""
+        return self._config.steps
+
     def steps(self) -> Iterator[Step]:
         """Trains, and yields after each step, until the last one.
 
@@ -148,7 +154,7 @@ class Run(Generic[D]):
             )
 
     @contextmanager
-    def as_used(self) -> Iterator[TrainableNetwork]:
+    def as_used(self) -> collections.abc.Generator[TrainableNetwork]:
         """Lends the network as it will be used: averaged, without dropout, without gradients."""
         self.network.eval()
         self._stepper.eval()

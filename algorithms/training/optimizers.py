@@ -47,8 +47,6 @@ class OptimizerConfig:
     clip_norm: float = 1.0
     """Largest norm of all gradients together; 0 does not clip. It does not count for optimisers with
     `own_clipping`."""
-    loraplus_ratio: float = 1.0
-    """Factor on the rate of the zero-start factors, for whoever makes the groups."""
     ema_decay: float = 0.0
     """Of the moving average of the parameters, which is then what is saved; 0 keeps none."""
     ema_start: int = 0
@@ -65,10 +63,6 @@ class OptimizerConfig:
                 raise TrainingError(
                     f"The {name.replace('_', ' ')} must be a number from 0 on, but it is {value}."
                 )
-        if not (math.isfinite(self.loraplus_ratio) and self.loraplus_ratio > 0):
-            raise TrainingError(
-                f"The LoRA+ ratio must be a number above 0, but it is {self.loraplus_ratio}."
-            )
         if not 0 <= self.ema_decay < 1:
             raise TrainingError(
                 "The decay of the moving average must be from 0 to below 1, but it is "
@@ -108,7 +102,7 @@ class ParameterGroup:
     name: str
     parameters: tuple[nn.Parameter, ...]
     rate_factor: float = 1.0
-    """On the rate of the part, with the LoRA+ ratio in it; 0 does not train them."""
+    """On the rate of the part, with LoRA+'s ratio in it; 0 does not train them."""
     part: Literal["model", "clip"] = "model"
 
     def rate(self, config: OptimizerConfig) -> float:

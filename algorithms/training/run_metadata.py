@@ -87,28 +87,6 @@ SD2_V = Naming("sd_v2_v", "stable-diffusion-v2-768-v", "diffusers", 768)
 """SD 2.x that predicts velocities."""
 UNKNOWN = Naming("unknown", "unknown")
 
-NETWORKS: Mapping[str, tuple[str, str]] = {
-    "LoRA-LierLa": ("networks.lora", ""),
-    "LoRA-C3Lier": ("networks.lora", ""),
-    "LoRA+": ("networks.lora", ""),
-    "LoRA-FA": ("networks.lora_fa", ""),
-    "DyLoRA": ("networks.dylora", ""),
-    "OFT (kohya)": ("networks.oft", ""),
-    "LoHa": ("lycoris.kohya", "loha"),
-    "LoKr": ("lycoris.kohya", "lokr"),
-    "(IA)^3": ("lycoris.kohya", "ia3"),
-    "Full": ("lycoris.kohya", "full"),
-    "Diag-OFT": ("lycoris.kohya", "diag-oft"),
-    "BOFT": ("lycoris.kohya", "boft"),
-    "GLoRA": ("lycoris.kohya", "glora"),
-    "T-LoRA": ("lycoris.kohya", "tlora"),
-    "NestedUNet": ("networks.lora", ""),
-}
-"""Method -> module of sd-scripts that trains it, and `algo` of LyCORIS."""
-LYCORIS_LORA = ("lycoris.kohya", "locon")
-NOT_WRITTEN = ("rs_lora",)
-"""Arguments that the tensors have in them here: told of them, loaders would count them twice."""
-
 
 @dataclass(frozen=True)
 class DataFacts:
@@ -219,8 +197,8 @@ class RunFacts:
     """Of the base model."""
     prediction: Prediction
     """What the base model predicts."""
-    method: str
-    """A key of `NETWORKS`."""
+    network_module: str
+    """Of the tool whose format the file has: see `network_args.py`."""
     network_dim: int
     network_alpha: float
     optimization: OptimizationFacts
@@ -237,7 +215,7 @@ class RunFacts:
     epoch: int
     network_dropout: float | None = None
     network_args: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """Further arguments of the method by the names of its maker, `conv_dim` for instance."""
+    """Further arguments of that module, `conv_dim` for instance."""
     sd_model_name: str | None = None
     sd_model_hash: str | None = None
     new_sd_model_hash: str | None = None
@@ -281,12 +259,11 @@ def metadata_of(run: RunFacts, *, minimal: bool = False) -> dict[str, str]:
         minimal: Whether only what tools need to read the file is written, and nothing of its making.
     """
     naming = naming_of(run.family, run.prediction)
-    module, args = network_of(run.method, run.network_args)
     found: dict[str, Any] = {
         "ss_v2": run.family == SD2,
         "ss_base_model_version": naming.base_model_version,
-        "ss_network_module": module,
-        "ss_network_args": without_folders(args) or None,
+        "ss_network_module": run.network_module,
+        "ss_network_args": without_folders(run.network_args) or None,
     }
     found |= {f"ss_{name}": getattr(run, name) for name in OF_RUN}
     for group in (run.optimization, run.data):
@@ -313,22 +290,6 @@ def naming_of(family: Family | None, prediction: Prediction) -> Naming:
     return FAMILY_NAMES.get(family.name, UNKNOWN) if family else UNKNOWN
 
 
-def network_of(method: str, arguments: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Returns the module of sd-scripts for a method, and the arguments that belong in the header.
-
-    DoRA and Tucker's form of LoRA are LyCORIS': sd-scripts has neither.
-
-    Args:
-        method: A key of `NETWORKS`.
-        arguments: By the names of their makers: `conv_dim`, `dora_wd`, `unit`, ...
-    """
-    module, algo = NETWORKS[method]
-    if module == "networks.lora" and (arguments.get("dora_wd") or arguments.get("use_tucker")):
-        module, algo = LYCORIS_LORA
-    kept = {key: value for key, value in arguments.items() if key not in NOT_WRITTEN}
-    return module, {"algo": algo, **kept} if algo else kept
-
-
 def _modelspec(run: RunFacts, naming: Naming) -> Iterator[tuple[str, Any]]:
     finished = datetime.fromtimestamp(int(run.training_finished_at), timezone.utc)
     title = run.about.title or _last_part(run.output_name)
@@ -336,7 +297,7 @@ def _modelspec(run: RunFacts, naming: Naming) -> Iterator[tuple[str, Any]]:
     yield "modelspec.sai_model_spec", MODELSPEC
     yield "modelspec.architecture", f"{naming.architecture}/{ADAPTER}"
     yield "modelspec.implementation", naming.implementation
-    yield "modelspec.title", title or f"{run.method}@{run.training_finished_at}"
+    yield "modelspec.title", title or f"{SOFTWARE}@{run.training_finished_at}"
     width, height = run.data.resolution or (naming.side_px, naming.side_px)
     yield "modelspec.resolution", f"{width}x{height}"
     yield "modelspec.date", finished.isoformat()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import folder_paths
 import torch
 from comfy.sd import VAE
 from safetensors import SafetensorError
@@ -20,6 +21,8 @@ from .whole_files import replace_bytes
 
 Where = Literal["memory", "disk", "nowhere"]
 
+FOLDER = "anyadapter/latents"
+"""In the host's folder of the user."""
 FORM = "anyadapter latents 1"
 """Part of every key on disk: another one where another version would make other latents."""
 
@@ -61,6 +64,8 @@ class LatentCache:
         self._kept: dict[object, Encoded] = {}
         self._digests: dict[Item, str] = {}
         self._vae_digest = ""
+        self.made = 0
+        """How many draws the VAE has encoded so far."""
 
     def latent(self, draw: Draw) -> Tensor:
         """Returns the latent of a draw, `[C, h, w]`, or `[C, T, h, w]` of video models.
@@ -127,6 +132,7 @@ class LatentCache:
         if self._vae is None:
             raise TrainingError("Pictures need a VAE to be trained: connect one.")
         pixels, mask = decoding.picture(draw), decoding.mask(draw)
+        self.made += 1
         with torch.inference_mode():
             latent = self._vae.encode(pixels[None])[0]
         if not latent.isfinite().all():
@@ -172,6 +178,12 @@ class LatentCache:
         place = (placement.resized_px, placement.crop_px, placement.bucket_px, draw.flipped)
         parts = (FORM, self._digests[draw.item], self._vae_digest, str(place))
         return hashlib.blake2b("\n".join(parts).encode(), digest_size=20).hexdigest()
+
+
+def latent_cache(vae: VAE | None, where: Literal["memory", "disk"]) -> LatentCache:
+    """Returns a cache in memory, or in the folder of the user."""
+    folder = Path(folder_paths.get_user_directory(), FOLDER) if where == "disk" else None
+    return LatentCache(vae, where, folder)
 
 
 def _in_cells(mask: Tensor, latent: Tensor) -> Tensor:

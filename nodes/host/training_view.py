@@ -87,6 +87,12 @@ class TrainingView:
         with self._lock:
             self._send()
 
+    def expect(self, total_steps: int) -> None:
+        """Tells at which step it will end, once that is known."""
+        with self._lock:
+            self._total = total_steps
+            self._send_soon()
+
     def phase(self, text: str) -> None:
         """Shows what is done besides steps, until the next step."""
         with self._lock:

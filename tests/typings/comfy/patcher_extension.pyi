@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from typing import Any
 
 from .model_patcher import ModelPatcher
 
@@ -16,3 +17,5 @@ class PatcherInjection:
         inject: Callable[[ModelPatcher], None],
         eject: Callable[[ModelPatcher], None],
     ) -> None: ...
+
+def copy_nested_dicts(input_dict: dict[str, Any]) -> dict[str, Any]: ...
