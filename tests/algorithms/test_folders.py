@@ -232,7 +232,7 @@ def test_a_folder_of_bad_pictures_is_refused_with_the_reasons(tmp_path: Path) ->
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="no folder .*nowhere"):
+    with pytest.raises(DatasetError, match=r"no folder .*nowhere"):
         read(tmp_path / "nowhere")
     with pytest.raises(DatasetError, match="no folder of masks"):
         read(put(tmp_path, {"a.png": "64 64"}), masks=tmp_path / "nowhere")
