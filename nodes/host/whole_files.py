@@ -1,7 +1,8 @@
 """Writes files so that a crash leaves the old or the new one, whole."""
 
 import os
-from contextlib import suppress
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -18,11 +19,23 @@ def replace_bytes(path: Path, content: bytes) -> None:
     Raises:
         OSError: It cannot be written; the old one is there.
     """
+    with replacing(path) as new:
+        new.write_bytes(content)
+
+
+@contextmanager
+def replacing(path: Path) -> Generator[Path]:
+    """Lends a path to write a file to, which then takes the place of `path` in one step.
+
+    Whatever goes wrong, the old file stays and nothing else does. Only one at a time may write a file.
+
+    Raises:
+        OSError: It cannot be put there; the old one is there.
+    """
     new = path.with_suffix(".tmp")  # one name, so that no crash leaves more than one behind
     try:
-        with new.open("wb") as file:
-            file.write(content)
-            file.flush()
+        yield new
+        with new.open("rb+") as file:
             os.fsync(file.fileno())
         new.replace(path)
     except BaseException:
