@@ -1,6 +1,7 @@
 """Writes an adapter set: the inverse of parsing."""
 
 import json
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -29,6 +30,20 @@ def to_tensors(adapter_set: AdapterSet) -> tuple[dict[str, Tensor], dict[str, st
     if adapter_set.metadata.config:
         strings["lora_adapter_metadata"] = json.dumps(adapter_set.metadata.config)
     return tensors, strings
+
+
+def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns tensors on the CPU of which none has memory that is another's, as the format needs it."""
+    apart: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        own = tensor.detach().cpu().contiguous()
+        storage = own.untyped_storage()
+        if storage.nbytes() != own.nbytes or storage.data_ptr() in seen:
+            own = own.clone()
+        seen.add(own.untyped_storage().data_ptr())
+        apart[name] = own
+    return apart
 
 
 def _common_key(module: str, suffix: str) -> str:

@@ -11,6 +11,8 @@ from pathlib import Path
 import safetensors.torch
 from torch import Tensor
 
+from ..formats.write import apart
+
 LEGACY_START = 2**20
 LEGACY_BYTES = 2**16
 """Of a file, the part of which AUTOMATIC1111's first hash is."""
@@ -28,8 +30,7 @@ def with_hashes(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> d
         tensors: What it holds.
     """
     own = {key: value for key, value in metadata.items() if key.startswith("ss_")}
-    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    data = memoryview(safetensors.torch.save(on_cpu, own))
+    data = memoryview(safetensors.torch.save(apart(tensors), own))
     (length,) = struct.unpack("<Q", data[:8])
     whole = hashlib.sha256(data[8 + length :]).hexdigest()
     return {

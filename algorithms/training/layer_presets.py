@@ -3,7 +3,8 @@
 Sources: `networks/lora.py` and `lora_flux.py` of sd-scripts 0.10.1 (LierLa is what it adapts without
 `conv_dim`, C3Lier with it) and `config.py` of LyCORIS 4.1.3. They name classes of modules; here the
 same layers are named by their parts in blocks, so that a preset means something in every family.
-Norms count only where a run trains them.
+Norms count only where a run trains them, and T5 only where a rule before a preset switches it on, as
+`train_t5xxl` does there.
 
 Departures from LyCORIS: `full` has `label_emb` of SDXL too; `attn-mlp` has no modulation in
 transformers, as its name says (LierLa has); `ia3` matches what it is meant to, where LyCORIS' own
@@ -28,11 +29,12 @@ NORMS = "ALL.norm, ALL.img.norm, ALL.txt.norm"
 NORMS_OF_RESNETS = "*.in_layers.0, *.out_layers.0"
 
 TRANSFORMERS = f"""\
-TE.norm, {NORMS_OF_RESNETS}: off
+T5, TE.norm, {NORMS_OF_RESNETS}: off
 {ATTENTION}, {MLP}, {MODULATION}, {AROUND}, {NORMS}: on
 ALL: off"""
 """sd-scripts' `Transformer2DModel`, and every layer in the blocks of a transformer."""
 EVERYTHING = """\
+T5: off
 TE.attn, TE.mlp: on
 TE: off
 ALL: on"""
@@ -44,16 +46,16 @@ SECOND_OF_MLP = "*.ff.net.2, *.ffn.2, *.mlp.2, *.mlp.fc2, *_mlp.2, *_mlp.net.2, 
 LAYER_PRESETS: Mapping[str, str] = {
     "LierLa": TRANSFORMERS,
     "C3Lier": f"""\
-IN00, TE.norm: off
+IN00, T5, TE.norm: off
 {ATTENTION}, {MLP}, {MODULATION}, {AROUND}, {RESNETS}, {NORMS}: on
 ALL: off""",
     "full": EVERYTHING,
     "full-lin": f"ALL: conv_rank=0\n{EVERYTHING}",
     "attn-mlp": f"""\
-TE.norm, {NORMS_OF_RESNETS}: off
+T5, TE.norm, {NORMS_OF_RESNETS}: off
 {ATTENTION}, {MLP}, {AROUND}, {NORMS}: on
 ALL: off""",
-    "attn-only": f"{ATTENTION}: on\nALL: off",
+    "attn-only": f"T5: off\n{ATTENTION}: on\nALL: off",
     "unet-only": "TE: off\nALL: on",
     "unet-transformer-only": f"TE: off\n{TRANSFORMERS}",
     "unet-convblock-only": f"""\
@@ -61,6 +63,7 @@ TE, IN00: off
 {RESNETS}, {NORMS_OF_RESNETS}: on
 ALL: off""",
     "ia3": f"""\
+T5: off
 {SECOND_OF_MLP}: on on_input=true
 {KEYS_AND_VALUES}: on
 ALL: off""",

@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, uint8
 
 from ...algorithms.errors import TrainingError
+from ...algorithms.formats.write import apart
 from .files import FOLDER
 from .whole_files import replacing
 
@@ -235,7 +236,7 @@ def _write(path: Path, tensors: Mapping[str, Tensor], header: dict[str, str]) ->
         if shutil.disk_usage(path.parent).free < needed:
             raise OSError(errno.ENOSPC, "the disk is full")
         with replacing(path) as new:
-            save_file(_apart(tensors), new, header)
+            save_file(apart(tensors), new, header)
 
 
 @contextmanager
@@ -258,20 +259,6 @@ def _explained(path: Path, needed: int) -> Generator[None]:
 
 def _megabytes(count: int) -> str:
     return f"{count / 1e6:.1f}"
-
-
-def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns tensors on the CPU of which none has memory that is another's, as the format needs it."""
-    apart: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in tensors.items():
-        own = tensor.detach().cpu().contiguous()
-        storage = own.untyped_storage()
-        if storage.nbytes() != own.nbytes or storage.data_ptr() in seen:
-            own = own.clone()
-        seen.add(own.untyped_storage().data_ptr())
-        apart[name] = own
-    return apart
 
 
 def _digest(tensors: Mapping[str, Tensor], text: str) -> str:

@@ -43,6 +43,7 @@ def test_the_legacy_hash_is_that_of_a_file_with_the_keys_of_sd_scripts_alone(tmp
 def test_order_metadata_and_memory_do_not_change_the_hash():
     turned = {name: SMALL[name] for name in reversed(SMALL)}
     turned["a.lora_up.weight"] = SMALL["a.lora_up.weight"].T.contiguous().T.requires_grad_()
+    turned["b.alpha"] = torch.tensor([1.0, 4.0])[1]
     first, second = with_hashes(METADATA, SMALL), with_hashes({"ss_steps": "9"}, turned)
     assert first["sshs_model_hash"] == second["sshs_model_hash"]
     assert "modelspec.hash_sha256" not in second

@@ -170,15 +170,14 @@ RACE = """
 
 
 def test_no_two_processes_get_the_same_name(folder: Path, comfyui: Path):
-    racers = [start(comfyui, folder, RACE) for _ in range(2)]
-    for racer in racers:
-        assert racer.stdout is not None
-        assert racer.stdout.readline() == "ready\n"
-    for racer in racers:
-        assert racer.stdin is not None
-        racer.stdin.write("\n")
-        racer.stdin.flush()
-    names = [name for racer in racers for name in racer.communicate()[0].split()]
+    racer = start(comfyui, folder, RACE)
+    assert racer.stdout is not None
+    assert racer.stdin is not None
+    assert racer.stdout.readline() == "ready\n"
+    racer.stdin.write("\n")
+    racer.stdin.flush()
+    names = [free_name("cat") for _ in range(20)]
+    names += racer.communicate()[0].split()
     assert set(names) == {"cat", *(f"cat_{number}" for number in range(2, 41))}
     assert len(names) == 40
 
@@ -258,6 +257,14 @@ def test_a_file_in_place_of_a_folder_is_an_error(folder: Path):
     with pytest.raises(TrainingError, match="styles is needed is a file"):
         free_name("styles/cat")
     with pytest.raises(TrainingError, match="cat-state is needed is a file"):
+        free_name("cat")
+
+
+def test_a_folder_that_cannot_be_made_is_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    (folder / "file").write_text("")
+    unusable = ([str(folder / "file" / "loras")], {".safetensors"})
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", unusable)
+    with pytest.raises(TrainingError, match="Nothing can be written to"):
         free_name("cat")
 
 

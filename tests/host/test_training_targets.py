@@ -22,7 +22,9 @@ from name_lists import weights_of
 from real_models import MODELS, real_model
 
 ENCODERS = {"sd1": sd1_clip.SD1ClipModel, "sdxl": sdxl_clip.SDXLClipModel, "flux": None}
-every_family = pytest.mark.parametrize("family", MODELS)
+ALIKE = {"wan_small", "wan_i2v", "pixart_alpha", "sdxl_refiner"}
+"""Whose layers are named as those of another one here."""
+every_family = pytest.mark.parametrize("family", sorted({*MODELS} - ALIKE))
 
 
 @cache
@@ -101,13 +103,27 @@ def test_sdxl_has_the_numbers_and_the_names_of_sd_scripts():
 
 
 @pytest.mark.parametrize(
-    ("family", "starts"), [("sd1", {"lora_te_": 72}), ("sdxl", {"lora_te1_": 72, "lora_te2_": 192})]
+    ("family", "starts"),
+    [
+        ("sd1", {"lora_te_": 72}),
+        ("sdxl", {"lora_te1_": 72, "lora_te2_": 192}),
+        ("flux", {"lora_te1_": 72}),
+    ],
 )
 def test_lierla_has_the_text_encoders_of_sd_scripts(family: str, starts: dict[str, int]):
     found = names(chosen("LierLa", of_clip(family)))
     layers = r"text_model_encoder_layers_\d+_(self_attn_(q|k|v|out)_proj|mlp_fc[12])"
     assert all(re.fullmatch(rf"lora_te\d?_{layers}", name) for name in found)
     assert Counter(name[: name.index("text")] for name in found) == starts
+
+
+@pytest.mark.parametrize("preset", sorted(LAYER_PRESETS))
+def test_t5_is_trained_only_where_a_rule_says_so(preset: str):
+    both = of_model("sd1").joined(of_clip("flux"))
+    t5 = [name for name in names(chosen(preset, both)) if "encoder_block" in name]
+    assert not t5
+    switched = RuleTable.parse("T5.attn: on").followed_by(RuleTable.of_preset(preset)).on(both)
+    assert sum("SelfAttention" in name for name in names(switched)) == 4 * 24
 
 
 def test_flux_has_the_blocks_of_sd_scripts():
