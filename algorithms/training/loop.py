@@ -8,9 +8,9 @@
 A run cut in two, with `state` and `load` between, equals the run that was not cut, bit for bit.
 """
 
+import collections.abc
 import math
 import time
-import collections.abc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass

@@ -203,6 +203,14 @@ def read_state(name: str) -> tuple[dict[str, Tensor], str]:
     return tensors, text
 
 
+def state_time(name: str) -> float | None:
+    """Returns when the state of a name was written last, as a Unix time; None where there is none."""
+    try:
+        return (state_folder(checked_name(name)) / STATE_FILE).stat().st_mtime
+    except (OSError, TrainingError):
+        return None
+
+
 def state_names() -> list[str]:
     """Returns the names of all runs that can be gone on with."""
     folder = _folder()
@@ -236,7 +244,10 @@ def _write(path: Path, tensors: Mapping[str, Tensor], header: dict[str, str]) ->
         if shutil.disk_usage(path.parent).free < needed:
             raise OSError(errno.ENOSPC, "the disk is full")
         with replacing(path) as new:
+            new.touch()
+            mode = new.stat().st_mode  # what others may do with it, as with any new file
             save_file(apart(tensors), new, header)
+            new.chmod(mode)
 
 
 @contextmanager

@@ -627,7 +627,6 @@ def test_arguments_reach_the_optimiser_and_overrule_those_of_its_name():
         ({"text_encoder_rate": math.inf}, "text encoder rate must be"),
         ({"weight_decay": -0.1}, "weight decay must be"),
         ({"clip_norm": -1.0}, "clip norm must be"),
-        ({"loraplus_ratio": 0.0}, r"LoRA\+ ratio must be"),
         ({"ema_decay": 1.0}, "below 1, but it is 1.0"),
         ({"ema_start": -1}, "they are -1 and 1"),
         ({"ema_interval": 0}, "they are 0 and 0"),

@@ -9,15 +9,15 @@ import pytest
 from anyadapter.algorithms.families import FAMILIES
 from anyadapter.algorithms.formats.description import Sidecar, describe
 from anyadapter.algorithms.formats.metadata import AdapterMetadata
+from anyadapter.algorithms.training.methods import METHODS
+from anyadapter.algorithms.training.network_args import network_args
 from anyadapter.algorithms.training.run_metadata import (
     FAMILY_NAMES,
-    NETWORKS,
     AboutFacts,
     DataFacts,
     OptimizationFacts,
     RunFacts,
     metadata_of,
-    network_of,
     without_folders,
 )
 
@@ -26,7 +26,7 @@ FINISHED = 1_760_000_000.5
 RUN = RunFacts(
     family=BY_NAME["SDXL"],
     prediction="eps",
-    method="LoRA-C3Lier",
+    network_module="networks.lora",
     network_dim=16,
     network_alpha=8.0,
     optimization=OptimizationFacts(
@@ -190,37 +190,23 @@ def test_prediction_and_family_tell_the_variant():
     assert metadata_of(replace(RUN, family=None))["ss_base_model_version"] == "unknown"
 
 
-@pytest.mark.parametrize(
-    ("method", "arguments", "module", "args"),
-    [
-        ("LoRA-LierLa", {}, "networks.lora", {}),
-        ("LoRA+", {"loraplus_lr_ratio": 16}, "networks.lora", {"loraplus_lr_ratio": 16}),
-        ("DyLoRA", {"unit": 4}, "networks.dylora", {"unit": 4}),
-        ("LoHa", {"conv_dim": 4}, "lycoris.kohya", {"algo": "loha", "conv_dim": 4}),
-        ("LoRA-C3Lier", {"dora_wd": True}, "lycoris.kohya", {"algo": "locon", "dora_wd": True}),
-        # The file's alpha has the root of the rank in it: loaders would count it once more.
-        ("GLoRA", {"rs_lora": True}, "lycoris.kohya", {"algo": "glora"}),
-    ],
-)
-def test_methods_are_named_as_their_makers_do(
-    method: str, arguments: dict[str, Any], module: str, args: dict[str, Any]
-):
-    assert network_of(method, arguments) == (module, args)
-    read = AdapterMetadata(metadata_of(replace(RUN, method=method, network_args=arguments)))
-    assert (read.network_module, read.network_args) == (module, args)
+def metadata_of_method(name: str) -> AdapterMetadata:
+    network = network_args(METHODS[name].recommended())
+    run = replace(RUN, network_module=network.module, network_args=network.arguments)
+    return AdapterMetadata(metadata_of(run))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_modules_and_arguments_of_methods_are_read_back(name: str):
+    network = network_args(METHODS[name].recommended())
+    read = metadata_of_method(name)
+    assert (read.network_module, read.network_args) == (network.module, network.arguments)
     assert read.is_lycoris_dylora is False
 
 
 def test_training_methods_without_a_mark_in_the_tensors_are_known_again():
-    told = {
-        method: AdapterMetadata(
-            metadata_of(replace(RUN, method=method, network_args={"loraplus_lr_ratio": 4}))
-            if method == "LoRA+"
-            else metadata_of(replace(RUN, method=method))
-        ).training
-        for method in NETWORKS
-    }
-    assert {method: name for method, name in told.items() if name} == {
+    told = {name: metadata_of_method(name).training for name in METHODS}
+    assert {name: training for name, training in told.items() if training} == {
         "LoRA+": "LoRA+",
         "LoRA-FA": "LoRA-FA",
         "DyLoRA": "DyLoRA",
@@ -231,4 +217,4 @@ def test_title_is_the_author_s_or_the_name_of_the_file():
     named = replace(RUN, about=AboutFacts(title="My cat", license="CC0"))
     found = metadata_of(named)
     assert (found["modelspec.title"], found["modelspec.license"]) == ("My cat", "CC0")
-    assert metadata_of(replace(RUN, output_name=""))["modelspec.title"] == f"LoRA-C3Lier@{FINISHED}"
+    assert metadata_of(replace(RUN, output_name=""))["modelspec.title"] == f"Any Adapter@{FINISHED}"

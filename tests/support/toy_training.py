@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Any
 
@@ -40,7 +40,7 @@ class Settings:
     accumulation: int = 1
     pictures: int = 8
     seed: int = 0
-    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-3)
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=2e-3))
     max_norm: float = 0.0
 
 
