@@ -244,7 +244,7 @@ def _write(path: Path, tensors: Mapping[str, Tensor], header: dict[str, str]) ->
         if shutil.disk_usage(path.parent).free < needed:
             raise OSError(errno.ENOSPC, "the disk is full")
         with replacing(path) as new:
-            new.touch()
+            new.write_bytes(b"")
             mode = new.stat().st_mode  # what others may do with it, as with any new file
             save_file(apart(tensors), new, header)
             new.chmod(mode)

@@ -360,7 +360,7 @@ def trained(method: str, targets: Targets) -> tuple[dict[str, Tensor], dict[str,
     run = RunFacts(
         family=next(family for family in FAMILIES if family.name == "SDXL"),
         prediction="eps",
-        method=method if method != "LoRA" else "LoRA-C3Lier",
+        network_module="networks.lora" if method == "LoRA" else "lycoris.kohya",
         network_dim=4,
         network_alpha=2.0,
         optimization=OptimizationFacts(learning_rate=1e-4),
