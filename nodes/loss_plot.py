@@ -24,7 +24,7 @@ from .drawing import (
 from .host.images import Images, as_image
 
 VALIDATION: Colour = (200, 96, 16)
-SPAN = 0.08
+SPAN = 0.05
 """Over which share of the steps losses are smoothed."""
 SMALLEST = (320, 200)
 DOT = 3.0

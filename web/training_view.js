@@ -29,8 +29,10 @@ const OPEN = "anyadapter_training_open";
 const SMOOTHING = "anyadapter_training_smoothing";
 const LOGARITHMIC = "anyadapter_training_logarithmic";
 const GROWN = "anyadapter_training_grown";
+/** Of elements that Nodes 2.0 lets take the room that is left in a node. */
+const EXPANDS = "widget-expands";
 /** Over which share of all steps losses are smoothed. */
-const SPANS = { none: 0, some: 0.02, much: 0.08 };
+const SPANS = { none: 0, some: 0.02, much: 0.05 };
 /** Of the parts of the body in pixels, each with the gap before it. */
 const HEIGHTS = { curve: 186, samples: 70, foot: 30 };
 
@@ -132,7 +134,7 @@ class TrainingPanel {
       "aria-label": t("training_logarithmic", "Logarithmic scale"),
       onclick: () => this.#look((view) => (view.logarithmic = !view.logarithmic)),
     },
-    "log",
+    t("training_log", "log"),
   );
   #smoothing = element(
     "select",
@@ -207,21 +209,19 @@ class TrainingPanel {
   show(run) {
     this.#run = run;
     const open = run !== undefined && this.#view.open;
+    const height = HEAD_HEIGHT + (open ? bodyHeight(run) : 0);
+    if (height !== this.#height) {
+      this.#height = height;
+      this.element.classList.remove(EXPANDS); // else what it took would count as the node's own
+      this.#onHeight();
+    }
+    this.element.classList.toggle(EXPANDS, open);
     this.#fold.disabled = !run;
     this.#fold.ariaExpanded = String(open);
     this.#body.hidden = !open;
     this.#summary.textContent = run ? summary(run) : t("training_none", "has not run yet");
     this.#summary.title = run?.finished ?? "";
     if (open) this.#paint(run);
-    const height = open
-      ? HEAD_HEIGHT +
-        HEIGHTS.curve +
-        (run.samples.length ? HEIGHTS.samples : 0) +
-        (this.#footing ? HEIGHTS.foot : 0)
-      : HEAD_HEIGHT;
-    if (height === this.#height) return;
-    this.#height = height;
-    this.#onHeight();
   }
 
   /** Ends what goes on; to be called when the panel is removed. */
@@ -274,8 +274,8 @@ class TrainingPanel {
 
   /** @param {Training} run */
   #paintFoot(run) {
-    const footing = run.running ? `${run.run} ${run.stopping}` : run.saved;
-    this.#foot.hidden = !footing;
+    this.#foot.hidden = !hasFoot(run);
+    const footing = `${run.run} ${run.running} ${run.stopping} ${run.saved}`;
     if (footing === this.#footing) return;
     this.#footing = footing;
     this.#foot.replaceChildren(...(run.running ? this.#stop(run) : saved(run.saved)));
@@ -328,6 +328,17 @@ class TrainingPanel {
     event.stopPropagation();
     this.#samples.scrollLeft += event.deltaX + event.deltaY;
   }
+}
+
+/** @param {Training} run */
+function bodyHeight(run) {
+  const { curve, samples, foot } = HEIGHTS;
+  return curve + (run.samples.length ? samples : 0) + (hasFoot(run) ? foot : 0);
+}
+
+/** @param {Training} run */
+function hasFoot(run) {
+  return run.running || run.saved !== "";
 }
 
 /**

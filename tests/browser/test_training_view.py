@@ -108,6 +108,11 @@ def heights(line: Locator) -> list[float]:
     return [float(pair.split(",")[1]) for pair in points.split()]
 
 
+def stored(page: ComfyPage) -> dict[str, Any]:
+    """The workflow as a file has it."""
+    return json.loads(page.run("() => JSON.stringify(app.graph.serialize())"))
+
+
 def node_size(page: ComfyPage, number: int) -> list[float]:
     """Width and height of a node once they rest."""
     script = (
@@ -138,7 +143,7 @@ def test_a_run_is_shown_live_stopped_and_remembered(page: ComfyPage, server: Com
     assert len(heights(page.find(COURSE))) == 120
     expect(page.find(DOTS)).to_have_count(1)
     expect(page.find(f"{SAMPLE} img")).to_have_attribute("alt", "a cat in a hat")
-    workflow = page.run("() => app.graph.serialize()")
+    workflow = stored(page)
     page.reload()  # in the middle of it
     page.run("workflow => app.loadGraphData(workflow)", workflow)
     expect(page.find(SUMMARY)).to_have_text("step 120/500 · 3 min left")
@@ -257,8 +262,9 @@ def test_only_the_newest_pictures_stay(page: ComfyPage):
 
 def test_smoothing_and_scale_are_chosen_and_kept(page: ComfyPage):
     number = opened(page)
-    tell(page, number, step=300, points=falling(300, noise=0.1))
+    tell(page, number, step=300, points=falling(300, noise=0.1), running=False)
     expect(page.find(STEPS)).to_have_count(1)
+    node_size(page, number)
     smoother = heights(page.find(COURSE))
     page.find(f"{VIEW} select").select_option("some")
     smooth = heights(page.find(COURSE))
@@ -273,8 +279,9 @@ def test_smoothing_and_scale_are_chosen_and_kept(page: ComfyPage):
     page.tab.get_by_role("button", name="Logarithmic scale").click()
     logarithmic = heights(page.find(COURSE))
     assert logarithmic != raw
-    page.run("async () => app.loadGraphData(app.graph.serialize())")
+    page.run("workflow => app.loadGraphData(workflow)", stored(page))
     expect(page.find(f"{VIEW} select")).to_have_value("none")
+    node_size(page, number)
     assert heights(page.find(COURSE)) == pytest.approx(logarithmic, abs=0.5)
 
 
@@ -328,6 +335,7 @@ def test_a_spike_leaves_the_rest_as_high_as_it_was(page: ComfyPage):
     for points in (falling(200), spiky):
         number = opened(page, properties={"anyadapter_training_smoothing": "none"})
         tell(page, number, points=points)
+        node_size(page, number)
         course = heights(page.find(COURSE))
         spans.append(max(course[:100]) - min(course[:100]))
     assert spans[1] == pytest.approx(spans[0], rel=0.1)
@@ -377,6 +385,8 @@ def test_a_node_grows_for_its_run_and_folding_gives_its_size_back(page: ComfyPag
     assert node_size(page, number) == pytest.approx(before, abs=1)
     page.find(FOLD).click()
     assert node_size(page, number) == pytest.approx(grown, abs=1)
+    tell(page, number, 3, step=101, running=False)  # nothing to press, nothing to copy
+    assert node_size(page, number) == pytest.approx([grown[0], grown[1] - 30], abs=1)
 
 
 def test_a_larger_node_has_a_larger_curve(page: ComfyPage):
@@ -399,10 +409,10 @@ def test_a_workflow_stored_with_a_curve_opens_small_without_one(page: ComfyPage)
     before = node_size(page, number)
     tell(page, number, step=100, points=falling(100))
     assert node_size(page, number)[1] > before[1]
-    stored = page.run("() => app.graph.serialize().nodes[0]")
-    assert stored["widgets_values"] == ["[]"]
+    (node,) = stored(page)["nodes"]
+    assert node["widgets_values"] == ["[]"]
     other = next(numbers)
-    page.open({**stored, "id": other})
+    page.open({**node, "id": other})
     expect(page.find(SUMMARY)).to_have_text("has not run yet")
     page.tab.wait_for_function(
         "([id, height]) => Math.abs(app.graph.getNodeById(id).size[1] - height) < 60",
@@ -433,12 +443,12 @@ def test_a_copied_node_begins_anew(page: ComfyPage):
 
 def test_after_an_undo_the_run_is_still_there(page: ComfyPage):
     number = opened(page)
-    tell(page, number, step=10, points=falling(10))
-    page.run("async () => app.loadGraphData(app.graph.serialize())")  # as an undo does
-    expect(page.find(SUMMARY)).to_have_text("step 10/500 · 4 min left")
+    tell(page, number, step=10, points=falling(10), running=False, finished="Trained.")
+    page.run("workflow => app.loadGraphData(workflow)", stored(page))  # as an undo does
+    expect(page.find(SUMMARY)).to_have_text("Trained.")
     expect(page.find(COURSE)).to_be_visible()
-    tell(page, number, 2, step=11, points=[[11, 0.3, 1e-4]])
-    expect(page.find(SUMMARY)).to_contain_text("step 11/500")
+    tell(page, number, run="the next", total=20)
+    expect(page.find(SUMMARY)).to_have_text("starting …")
 
 
 def test_a_removed_node_is_told_nothing(page: ComfyPage):

@@ -21,7 +21,7 @@ class StandInTrain:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
-        script = ("STRING", {"multiline": True, "default": "[]"})
+        script = ("STRING", {"default": "[]"})
         return {"required": {"script": script}, "hidden": {"node": "UNIQUE_ID"}}
 
     def train(self, script: str, node: str) -> dict[str, Any]:
