@@ -81,8 +81,13 @@ TEST_TOOLS = Group(
     requirements=(
         *("pytest==9.2.0", "jaxtyping==0.3.11", "beartype==0.23.1", "playwright==1.65.2"),
         *("torch==2.13.0", "transformers<5", "hypothesis==6.170.17"),
+        # Optimisers that users may have.
+        *("prodigyopt==1.1.2", "prodigy-plus-schedule-free==2.0.1", "schedulefree==1.4.1"),
     ),
-    imports=("pytest", "jaxtyping", "beartype", "playwright", "hypothesis"),
+    imports=(
+        *("pytest", "jaxtyping", "beartype", "playwright", "hypothesis"),
+        *("prodigyopt", "prodigyplus", "schedulefree"),
+    ),
 )
 CHECK_TOOLS = Group(
     title="the tools that check",
