@@ -8,6 +8,7 @@ import torch
 from comfy.sd import CLIP
 from torch import Tensor
 
+from .out_of_place import OutOfPlace
 from .prediction import Conditioning
 
 BARE_BRACKET = re.compile(r"(?<!\\)([()])")
@@ -67,9 +68,10 @@ class CaptionEncoder:
     def _encoded(self, caption: str) -> Conditioning:
         self.made += 1
         tokens = self._clip.tokenize(BARE_BRACKET.sub(r"\\\1", caption))
-        encoded: dict[str, Any] = self._clip.encode_from_tokens(
-            tokens, return_pooled=True, return_dict=True
-        )
+        with OutOfPlace():
+            encoded: dict[str, Any] = self._clip.encode_from_tokens(
+                tokens, return_pooled=True, return_dict=True
+            )
         return [[encoded.pop("cond"), encoded]]
 
 

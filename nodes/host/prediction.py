@@ -1,6 +1,7 @@
 """Calls a model of the host for training: its estimate of latents without noise, with gradients."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import comfy.sampler_helpers
@@ -13,6 +14,7 @@ from torch import Tensor
 from ...algorithms.errors import TrainingError
 from ...algorithms.training.model_sampling import ModelSampling, kind_of
 from ...algorithms.training.objective import Noised
+from .out_of_place import OutOfPlace, writes_over_itself
 
 Conditioning = Sequence[Sequence[Any]]
 """The host's CONDITIONING of one example."""
@@ -53,6 +55,7 @@ class Predictor:
     def __init__(self, patcher: ModelPatcher) -> None:
         """Takes a patcher whose model is loaded."""
         self._patcher = patcher
+        self._writes_over_itself = writes_over_itself(patcher.model)
         options: dict[str, Any] = dict(patcher.model_options.get("transformer_options", {}))
         options["wrappers"] = copy_nested_dicts(patcher.wrappers)
         options["callbacks"] = copy_nested_dicts(patcher.callbacks)
@@ -91,7 +94,8 @@ class Predictor:
             "uuids": [None] * len(conds),
         }
         joined = comfy.samplers.cond_cat([dict(one) for one in conds])
-        return model.apply_model(x, sigma, **joined, transformer_options=options).float()
+        with OutOfPlace() if self._writes_over_itself else nullcontext():
+            return model.apply_model(x, sigma, **joined, transformer_options=options).float()
 
     def _model_conds(self, conditioning: Conditioning, x: Tensor) -> dict[str, Any]:
         """Returns what the model makes of a conditioning for one example."""

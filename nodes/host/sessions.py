@@ -14,6 +14,7 @@ import comfy.model_management
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP, VAE
+from comfy.utils import ProgressBar
 from torch import Tensor
 
 from ...algorithms.errors import TrainingError, listed
@@ -202,11 +203,15 @@ class Session:
     ) -> None:
         """Trains to the end, or until somebody stops it; whatever happens, what was learned is kept."""
         config, began = self._config, run.done
+        bar = ProgressBar(run.total)
+        if run.done >= run.total:
+            return
         if config.samples.at_first and run.done == 0:
             self._draw_samples(run, texts, 0)
         try:
             for step in run.steps():
                 self._show(step)
+                bar.update_absolute(step.number)
                 last = step.number == run.total or self._view.wants_stop()
                 if validation and (last or step.number % config.validation_every == 0):
                     loss = run.validate(validation, config.seed)
@@ -265,7 +270,13 @@ class Session:
             dataset = dataset.without(faults)
         if share == 0:
             return dataset, None
-        return dataset.split(share, self._config.seed)
+        trained, held_out = dataset.split(share, self._config.seed)
+        if not held_out.items:
+            raise TrainingError(
+                f"A validation_share of {share:g} holds out none of {len(trained.items)} pictures: "
+                "raise it, or set it to 0."
+            )
+        return trained, held_out
 
     def _load(self) -> None:
         """Lets the host bring what is trained to the device; nothing is done where it is there."""
@@ -300,7 +311,9 @@ class Session:
         lines = [
             f"{config.method.method} of {len(network.sites)} layers, {network.parameters:,} numbers, "
             f"{run.done} steps over {len(examples.items)} pictures.",
-            f"Loss {first:.4g} at first, {_mean_of_last(self._losses):.4g} over the last steps.",
+            f"Loss {first:.4g} at first, {_mean_of_last(self._losses):.4g} over the last steps."
+            if self._losses
+            else f"It was at step {run.done} already: raise steps to train it further.",
             f"Saved as {name}.",
             *network.notes,
             *config.method.warnings(),

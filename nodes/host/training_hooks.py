@@ -22,6 +22,7 @@ from ...algorithms.errors import UnsupportedLayerError
 from ...algorithms.layers import Layer
 from ...algorithms.training.trainable import TrainableAdapter
 from .layers import ORDINARY, layer_of
+from .out_of_place import OutOfPlace, writes_over_itself
 
 KEY = "anyadapter_training"
 INSTALLED = "anyadapter_training_installed"
@@ -127,7 +128,8 @@ def _inject(patcher: ModelPatcher) -> None:
             standing.append(_stand(patcher.model.get_submodule(path), path, adapter))
         for path in trained.blocks:
             module = patcher.model.get_submodule(path)
-            standing.append(_replace(module, partial(_recomputed, module.forward)))
+            again = _in_new_tensors if writes_over_itself(patcher.model) else _as_it_is
+            standing.append(_replace(module, partial(_recomputed, partial(again, module.forward))))
     except BaseException:
         for item in reversed(standing):
             item.remove()
@@ -182,6 +184,16 @@ def _recomputed(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
         return original(*args, **kwargs)
     return checkpoint(original, *args, use_reentrant=False, **kwargs)
+
+
+def _in_new_tensors(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Computes a block that may write over its own activations; on whatever thread."""
+    with OutOfPlace():
+        return original(*args, **kwargs)
+
+
+def _as_it_is(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return original(*args, **kwargs)
 
 
 def _make_ordinary(model: nn.Module) -> None:

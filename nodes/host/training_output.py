@@ -81,17 +81,10 @@ class Output:
         """Puts the state into a run that goes on from it.
 
         Raises:
-            TrainingError: The run is at its end already, or has other layers.
+            TrainingError: The run has other layers.
         """
-        if self._saved is None:
-            return
-        done = self._saved.run["step"]
-        if done >= run.total:
-            raise TrainingError(
-                f"{self._name} is at step {done} of {run.total} already: raise steps to train it "
-                "further."
-            )
-        run.load(self._saved.run)
+        if self._saved is not None:
+            run.load(self._saved.run)
 
     def checkpoint(self, run: Run[Any]) -> str:
         """Writes the adapter and the state of the moment, and returns the adapter's name.
@@ -112,13 +105,16 @@ class Output:
     def finish(self, run: Run[Any]) -> tuple[AdapterSet, str]:
         """Writes what came out, with a state to train it further, and returns both with the name.
 
+        Where a run was at its end already, its file is the one that is there.
+
         Raises:
             TrainingError: Something cannot be written; what was written before is still there.
         """
+        if self._was_done(run) and output_path(self._name).exists():
+            return self._adapter_set(run, self._name), f"{self._name}{ENDING}"
         self._write_state(run)
         name = _unused(self._name)
-        adapter_set = self._write_adapter(run, name)
-        return adapter_set, f"{name}{ENDING}"
+        return self._write_adapter(run, name), f"{name}{ENDING}"
 
     def close(self) -> None:
         """Gives up the name of a run that wrote nothing."""
@@ -135,7 +131,17 @@ class Output:
         tensors, text = pack(state)
         write_state(self._name, tensors, text)
 
+    def _was_done(self, run: Run[Any]) -> bool:
+        return self._saved is not None and self._saved.run["step"] == run.done
+
     def _write_adapter(self, run: Run[Any], name: str) -> AdapterSet:
+        adapter_set = self._adapter_set(run, name)
+        tensors, strings = to_tensors(adapter_set)
+        write_adapter(output_path(name), tensors, with_hashes(strings, tensors))
+        return adapter_set
+
+    def _adapter_set(self, run: Run[Any], name: str) -> AdapterSet:
+        """Returns what is learned, as it is used, with what is known of it."""
         assert self._network is not None
         assert self._begun is not None, "files are written after begin"
         facts = facts_of(self._begun, name, run.done, run.epoch, time.time())
@@ -144,11 +150,7 @@ class Output:
                 module: tuple(adapter.to("cpu") for adapter in several)
                 for module, several in self._network.adapters().items()
             }
-        strings = metadata_of(facts)
-        adapter_set = AdapterSet(f"{name}{ENDING}", adapters, AdapterMetadata(strings))
-        tensors, strings = to_tensors(adapter_set)
-        write_adapter(output_path(name), tensors, with_hashes(strings, tensors))
-        return adapter_set
+        return AdapterSet(f"{name}{ENDING}", adapters, AdapterMetadata(metadata_of(facts)))
 
 
 def _read(name: str) -> _Saved:
