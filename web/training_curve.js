@@ -21,8 +21,8 @@ import { ticks } from "./schedule_plot.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 const MARGIN = { right: 12, top: 10, bottom: 20 };
-const LABEL_HEIGHT = 34;
-const LABEL_WIDTH = 58;
+const LABEL_HEIGHT = 28;
+const LABEL_WIDTH = 46;
 const DIGIT = 6;
 /** How near, in pixels, a dot is to the mouse that points at it. */
 const NEAR = 5;
@@ -245,7 +245,7 @@ class Axes {
     });
     const [first = 0, last = 0] = this.#steps;
     if (!Number.isFinite(first)) return made;
-    const count = Math.max((this.#right - this.#left) / LABEL_WIDTH, 2);
+    const count = Math.max((this.#right - this.#left) / LABEL_WIDTH, 1) + 1;
     for (const step of ticks(first, Math.max(last, first + 1), count)) {
       if (step < first || step > last || !Number.isInteger(step)) continue;
       made.push(label({ x: this.x(step), y: this.#bottom + 14, "text-anchor": "middle" }, step));

@@ -59,10 +59,13 @@ export async function ask(node) {
   try {
     do {
       asked.set(node, false);
-      const known = runs.get(node);
+      const before = runs.get(node);
       const run = await training(node);
-      if (run) keep(node, run);
-      else if (known?.running && runs.get(node) === known) {
+      const known = runs.get(node);
+      // News may have overtaken the answer.
+      const isNew = run && run.run === known?.run ? run.message > known.message : known === before;
+      if (run && isNew) keep(node, run);
+      else if (!run && isNew && known?.running) {
         keep(node, { ...known, running: false }); // the server was started anew
       }
     } while (asked.get(node));
