@@ -213,7 +213,7 @@ def test_an_answer_that_comes_late_does_not_undo_what_was_told_since(page: Comfy
     # The view of a short training stayed at its first step.
     number = next(numbers)
     held: list[Route] = []
-    page.tab.route(f"**/anyadapter/training?node={number}", held.append)
+    page.tab.route(f"**/anyadapter/training?node={number}", lambda route: held.append(route))
     with page.tab.expect_request(f"**/anyadapter/training?node={number}"):
         page.open(train_node(number))
     tell(page, number, step=1, points=falling(1))
