@@ -190,7 +190,8 @@ class TrainAdapter(io.ComfyNode):
                         options=["memory", "disk"],
                         default="memory",
                         optional=True,
-                        tooltip="Where encoded pictures are kept.",
+                        tooltip="Where encoded pictures and captions are kept: on disk the next run finds "
+                        "them too.",
                     )
                 ),
                 advanced(

@@ -85,7 +85,7 @@ class TrainingConfig:
     adapter_precision: Literal["fp32", "bf16"] = "fp32"
     gradient_checkpointing: bool = False
     cache: Literal["memory", "disk"] = "memory"
-    """Where encoded pictures are kept."""
+    """Where encoded pictures and captions are kept."""
     max_norm: float = 0.0
     validation_share: float = 0.0
     validation_every: int = 50

@@ -205,12 +205,11 @@ class PlacedRules:
     notes: tuple[str, ...] = ()
 
     def describe(self) -> str:
-        """Returns the table with the number of layers that each rule matches, and what is trained."""
-        texts = [rule.text() for rule, _ in self.counts]
-        width = max(map(len, texts), default=0)
+        """Returns the user's rules with how many layers each matches, and how many are trained."""
+        told = [(rule.text(), count) for rule, count in self.counts if rule.required]
+        width = max((len(text) for text, _ in told), default=0)
         lines = [
-            f"{text:<{width}}  {count} layer{'' if count == 1 else 's'}"
-            for text, (_, count) in zip(texts, self.counts, strict=True)
+            f"{text:<{width}}  {count} layer{'' if count == 1 else 's'}" for text, count in told
         ]
         for section, name in (("model", "the model"), ("clip", "the text encoders")):
             of_part = [layer for layer in self.layers if layer.section == section]

@@ -1,15 +1,25 @@
 """Captions as the host's conditionings: encoded once and kept, or each time, with gradients."""
 
+import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
+import folder_paths
 import torch
 from comfy.sd import CLIP
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
+from ...algorithms.errors import StorageError, TrainingError
+from ...algorithms.formats.write import apart
+from ...algorithms.training.state_files import pack, unpack
+from .latents import digest_of_weights
 from .out_of_place import OutOfPlace
 from .prediction import Conditioning
+from .whole_files import replace_bytes
 
 BARE_BRACKET = re.compile(r"(?<!\\)([()])")
 """The host reads brackets as weights of words; a caption means them as they stand."""
@@ -19,21 +29,29 @@ GUIDANCE = 1.0
 Source: sd-scripts' `guidance_scale` for Flux.
 """
 
+FOLDER = "anyadapter/captions"
+"""In the host's folder of the user."""
+FORM = "anyadapter captions 1"
+"""Part of every key on disk: another one where another version would encode otherwise."""
+
 Progress = Callable[[int, int], None]
 
 
 class CaptionEncoder:
     """Makes conditionings of captions with the text encoders."""
 
-    def __init__(self, clip: CLIP, *, trained: bool) -> None:
+    def __init__(self, clip: CLIP, *, trained: bool, on_disk: bool = False) -> None:
         """Takes the text encoders.
 
         Args:
             clip: The host's CLIP.
             trained: Whether they change from step to step, so that nothing can be kept.
+            on_disk: Whether what is kept is there for the next run too.
         """
         self._clip = clip
         self._trained = trained
+        self._folder = Path(folder_paths.get_user_directory(), FOLDER) if on_disk else None
+        self._digest = ""
         self._kept: dict[str, Conditioning] = {}
         self.made = 0
         """How many captions were encoded so far."""
@@ -51,9 +69,7 @@ class CaptionEncoder:
         elif caption in self._kept:
             encoded = self._kept[caption]
         else:
-            with torch.no_grad():
-                encoded = detached(self._encoded(caption))
-            self._kept[caption] = encoded
+            encoded = self._kept[caption] = self._read(caption) or self._made(caption)
         return [[tensor, {"guidance": GUIDANCE, **options, **sizes}] for tensor, options in encoded]
 
     def fill(self, captions: Iterable[str], progress: Progress) -> None:
@@ -64,6 +80,43 @@ class CaptionEncoder:
         for done, caption in enumerate(missing):
             progress(done, len(missing))
             self.conditioning(caption)
+
+    def _made(self, caption: str) -> Conditioning:
+        with torch.no_grad():
+            encoded = detached(self._encoded(caption))
+        if self._folder is not None:
+            tensors, text = pack(encoded)
+            path = self._path(self._folder, caption)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                replace_bytes(path, save(apart(tensors), {"conditioning": text}))
+            except OSError as error:
+                raise StorageError(
+                    f"Captions cannot be kept in {self._folder} ({error.strerror}): make room there, "
+                    "or keep them in memory."
+                ) from error
+        return encoded
+
+    def _read(self, caption: str) -> Conditioning | None:
+        """Returns what a run before has kept, or None."""
+        if self._folder is None:
+            return None
+        path = self._path(self._folder, caption)
+        try:
+            with safe_open(path, "pt") as file:
+                text = (file.metadata() or {}).get("conditioning", "")
+                tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
+            return unpack(tensors, text)
+        except (OSError, SafetensorError, TrainingError):  # not there, or cut off by a crash
+            return None
+
+    def _path(self, folder: Path, caption: str) -> Path:
+        if not self._digest:
+            layer = str(getattr(self._clip, "layer_idx", None))
+            self._digest = digest_of_weights(self._clip.cond_stage_model, layer)
+        parts = "\n".join((FORM, self._digest, caption))
+        key = hashlib.blake2b(parts.encode(), digest_size=20).hexdigest()
+        return folder / key[:2] / f"{key}.safetensors"
 
     def _encoded(self, caption: str) -> Conditioning:
         self.made += 1

@@ -11,7 +11,7 @@ import torch
 from comfy.sd import VAE
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from ...algorithms.errors import DatasetError, StorageError, TrainingError
@@ -173,7 +173,9 @@ class LatentCache:
         if draw.item not in self._digests:
             self._digests[draw.item] = _digest_of_item(draw.item)
         if not self._vae_digest:
-            self._vae_digest = _digest_of_vae(self._vae) if self._vae else "none"
+            vae = self._vae
+            dtype = str(vae.vae_dtype) if vae else ""
+            self._vae_digest = digest_of_weights(vae.first_stage_model, dtype) if vae else "none"
         placement = draw.placement
         place = (placement.resized_px, placement.crop_px, placement.bucket_px, draw.flipped)
         parts = (FORM, self._digests[draw.item], self._vae_digest, str(place))
@@ -216,10 +218,15 @@ def _digest_of_item(item: Item) -> str:
     return digest.hexdigest()
 
 
-def _digest_of_vae(vae: VAE) -> str:
-    """Returns what changes when the weights of a VAE do, or the precision it computes in."""
-    digest = hashlib.blake2b(str(vae.vae_dtype).encode(), digest_size=20)
-    for name, tensor in vae.first_stage_model.state_dict().items():
+def digest_of_weights(model: nn.Module, also: str) -> str:
+    """Returns what changes when the weights of a model do, or something else that is told.
+
+    Args:
+        model: The model.
+        also: What its results depend on besides.
+    """
+    digest = hashlib.blake2b(also.encode(), digest_size=20)
+    for name, tensor in model.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(_bytes_of(tensor))
     return digest.hexdigest()

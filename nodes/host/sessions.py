@@ -146,7 +146,9 @@ class Session:
         epoch = examples.epoch(0, config.batch_size, config.seed)
         texts = None
         if self._clip is not None:
-            texts = CaptionEncoder(self._clip, trained=self._trains_clip)
+            texts = CaptionEncoder(
+                self._clip, trained=self._trains_clip, on_disk=config.cache == "disk"
+            )
             captions = [one.caption for draws in epoch for one in draws]
             texts.fill(captions, self._counting("Encoding caption"))
         self._view.phase("Loading the model")
@@ -310,7 +312,8 @@ class Session:
         first = self._losses[0][1] if self._losses else float("nan")
         lines = [
             f"{config.method.method} of {len(network.sites)} layers, {network.parameters:,} numbers, "
-            f"{run.done} steps over {len(examples.items)} pictures.",
+            f"{run.done} steps over {len(examples.items)} pictures, learning rate "
+            f"{config.optimizer.learning_rate:g}.",
             f"Loss {first:.4g} at first, {_mean_of_last(self._losses):.4g} over the last steps."
             if self._losses
             else f"It was at step {run.done} already: raise steps to train it further.",
