@@ -132,13 +132,20 @@ class Run(Generic[D]):
     def steps(self) -> Iterator[Step]:
         """Trains, and yields after each step, until the last one.
 
+        Where the gradients of a step cannot be had, the run is as it was before that step.
+
         Raises:
-            TrainingError: The loss is not finite. The parameters are those of the step before.
+            TrainingError: The loss is not finite.
         """
         while self.done < self._config.steps:
             started = time.perf_counter()
             self.network.train()
-            loss = self._accumulated()
+            before = self._place()
+            try:
+                loss = self._accumulated()
+            except BaseException:
+                self._return_to(before)
+                raise
             result = self._stepper.step()
             if self._config.max_norm and not result.skipped:
                 limit_norms(self.network, self._config.max_norm)
@@ -183,17 +190,11 @@ class Run(Generic[D]):
         Nothing that was worked out is left out: parameters in their own precision, the optimiser,
         the generators (also torch's global ones, which dropout draws from), the place in the data.
         """
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
         return {
             "step": self.done,
-            "epoch": self.epoch,
-            "position": self._position,
             "network": {name: value.detach() for name, value in self.network.state_dict().items()},
             "optimizer": self._stepper.state(),
-            "noise": self._noise.get_state(),
-            "ranks": self._ranks.get_state(),
-            "torch": torch.get_rng_state(),
-            "cuda": cuda,
+            **self._place(),
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -211,13 +212,27 @@ class Run(Generic[D]):
                 f"({error})"
             ) from error
         self._stepper.load(state["optimizer"])
-        self._noise.set_state(state["noise"])
-        self._ranks.set_state(state["ranks"])
-        torch.set_rng_state(state["torch"])
-        if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(state["cuda"])
-        self.done, self.epoch = state["step"], state["epoch"]
-        self._position = state["position"]
+        self._return_to(state)
+        self.done = state["step"]
+
+    def _place(self) -> dict[str, Any]:
+        """Returns where the run is in its data and in its random numbers."""
+        return {
+            "epoch": self.epoch,
+            "position": self._position,
+            "noise": self._noise.get_state(),
+            "ranks": self._ranks.get_state(),
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+
+    def _return_to(self, place: Mapping[str, Any]) -> None:
+        self.epoch, self._position = place["epoch"], place["position"]
+        self._noise.set_state(place["noise"])
+        self._ranks.set_state(place["ranks"])
+        torch.set_rng_state(place["torch"])
+        if place["cuda"] and len(place["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(place["cuda"])
 
     def _accumulated(self) -> float:
         """Adds the gradients of one step, and returns its loss."""

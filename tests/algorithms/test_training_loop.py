@@ -82,6 +82,29 @@ def test_every_method_goes_on_bit_for_bit(method: str) -> None:
     assert same(second, whole)
 
 
+def test_a_step_that_breaks_off_is_done_again_as_if_nothing_had_been() -> None:
+    settings = replace(SHORT, method=lora(dropout=0.1, rank_dropout=0.2), accumulation=2)
+    torch.manual_seed(3)
+    whole = ToyTraining(settings)
+    losses = whole.losses()
+    torch.manual_seed(3)
+    broken = ToyTraining(settings)
+    before = broken.losses(2)
+    calls = iter([False, True])
+
+    def stop(*_: object) -> None:
+        if next(calls, False):
+            raise InterruptedError
+
+    with (
+        broken.unet.register_forward_pre_hook(stop),
+        pytest.raises(InterruptedError),
+    ):
+        broken.losses()
+    assert before + broken.losses() == losses
+    assert same(broken, whole)
+
+
 def test_a_batch_of_8_equals_4_batches_of_2() -> None:
     settings = Settings(lora(), steps=3, pictures=8, batch_size=8)
     large = ToyTraining(settings)
