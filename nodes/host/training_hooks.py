@@ -201,7 +201,7 @@ def _make_ordinary(model: nn.Module) -> None:
     for module in model.modules():
         for name, parameter in [*module.named_parameters(recurse=False)]:
             if _is_in_the_way(parameter):
-                ordinary = nn.Parameter(_ordinary(parameter), requires_grad=False)
+                ordinary = nn.Parameter(_ordinary(parameter), parameter.requires_grad)
                 module.register_parameter(name, ordinary)
         for name, buffer in [*module.named_buffers(recurse=False)]:
             if _is_in_the_way(buffer):
