@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -336,11 +337,9 @@ class TrainAdapter(io.ComfyNode):
             keep_checkpoints=keep_checkpoints,
             samples=samples or SamplesConfig(),
         )
-        view = TrainingView(cls.hidden.unique_id, steps)
-        session = Session(
-            Models(model, clip, vae), dataset, config, output_name, view, resume=resume == RESUME
-        )
-        outcome = session.run()
+        models, going_on = Models(model, clip, vae), resume == RESUME
+        with closing(TrainingView(cls.hidden.unique_id, steps)) as view:
+            outcome = Session(models, dataset, config, output_name, view, resume=going_on).run()
         show_text(cls.hidden.unique_id, outcome.report)
         plot = draw_losses(outcome.losses, outcome.validation)
         ui = {"text": [outcome.report], **view.output()}

@@ -122,7 +122,6 @@ class Session:
     def _models_lent(self) -> Generator[None]:
         """Leaves the host's models as they were, and says what a full device means."""
         with ExitStack() as stack:
-            stack.callback(self._view.close)
             stack.callback(self._output.close)
             for patcher in self._patchers(with_clip=True):
                 stack.enter_context(gradients(patcher.model))
