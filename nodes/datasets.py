@@ -53,8 +53,9 @@ def trigger_input() -> io.String.Input:
     return io.String.Input(
         "trigger_word",
         default="",
-        tooltip="Put in front of every caption that lacks it, and in place of [trigger]; stands "
-        "alone where there is no caption. Not for regularisation pictures.",
+        tooltip="The word that will call what is trained, such as ohwx cat. It is put in front of "
+        "every caption that lacks it, and in place of [trigger]. Best one that the model does not "
+        "know; empty for a style without one.",
     )
 
 
@@ -64,24 +65,30 @@ def tag_inputs() -> list[io.Input]:
         io.Boolean.Input(
             "shuffle_tags",
             default=False,
-            tooltip="Puts the tags of a caption in another order at each step. For captions of "
-            "tags, not for sentences.",
+            tooltip="Puts the tags of a caption in another order at each step, so that none counts by "
+            "its place. For captions of tags with commas, not for sentences.",
         ),
         io.Int.Input(
             "keep_tags",
             default=0,
             min=0,
             max=1000,
-            tooltip="How many tags at the beginning are neither shuffled nor left out.",
+            tooltip="How many tags at the beginning are neither shuffled nor left out: 1 if the first "
+            "one names the thing, 0 if all are alike.",
         ),
         io.Float.Input(
             "caption_dropout",
             **SHARE,
-            tooltip="Share of steps without a caption. 0.05 to 0.1 helps pictures without a "
-            "prompt and guidance.",
+            tooltip="Share of steps in which a picture has no caption. 0.05 to 0.1 keeps what a "
+            "negative prompt works against; 0 is usual for few pictures.",
         ),
         advanced(
-            io.Float.Input("tag_dropout", **SHARE, tooltip="Share of tags that a step leaves out.")
+            io.Float.Input(
+                "tag_dropout",
+                **SHARE,
+                tooltip="Share of tags that a step leaves out, so that it learns to do without them. "
+                "0.1 at most; 0 is usual.",
+            )
         ),
     ]
 
@@ -93,8 +100,8 @@ def fitting_inputs() -> list[io.Input]:
             io.Boolean.Input(
                 "buckets",
                 default=True,
-                tooltip="Trains pictures near their own aspect ratio. Off: all are cropped to a "
-                "square.",
+                tooltip="Sorts pictures by aspect ratio into buckets, sizes of equal area, so that little "
+                "is cropped. Off: all are cropped to a square.",
             )
         ),
         advanced(
@@ -104,7 +111,7 @@ def fitting_inputs() -> list[io.Input]:
                 min=0,
                 max=8192,
                 step=8,
-                tooltip="Shortest side of a bucket in pixels. 0 takes half of the resolution.",
+                tooltip="Shortest side of a bucket in pixels. 0 is usual, and takes half of the resolution.",
             )
         ),
         advanced(
@@ -114,7 +121,7 @@ def fitting_inputs() -> list[io.Input]:
                 min=0,
                 max=16384,
                 step=8,
-                tooltip="Longest side of a bucket in pixels. 0 takes twice the resolution.",
+                tooltip="Longest side of a bucket in pixels. 0 is usual, and takes twice the resolution.",
             )
         ),
         advanced(
@@ -124,31 +131,32 @@ def fitting_inputs() -> list[io.Input]:
                 min=8,
                 max=512,
                 step=8,
-                tooltip="Sides are multiples of it: 64 for SD, 32 or more for SDXL, Flux and SD3.",
+                tooltip="Sides of buckets are multiples of it. 64 is right for all; 32 for SDXL, Flux "
+                "and SD3 crops less.",
             )
         ),
         advanced(
             io.Boolean.Input(
                 "no_upscale",
                 default=False,
-                tooltip="Never enlarges a picture: its bucket is what it has. bucket_min and "
-                "bucket_max are not read then.",
+                tooltip="Never enlarges a picture: small ones are trained small. For pictures below the "
+                "resolution. bucket_min and bucket_max are not read then.",
             )
         ),
         advanced(
             io.Boolean.Input(
                 "flip",
                 default=False,
-                tooltip="Mirrors half of the draws. Not for what has a left and a right, such as "
-                "text, partings and badges.",
+                tooltip="Mirrors pictures in half of the steps, as if there were twice as many. Not for "
+                "what has a left and a right, such as text, partings and badges.",
             )
         ),
         advanced(
             io.Boolean.Input(
                 "random_crop",
                 default=False,
-                tooltip="Crops at another place each time, where the middle is cropped else. "
-                "Latents cannot be kept then.",
+                tooltip="Crops at another place each time, and not in the middle. Slower: pictures must "
+                "be encoded again at each step.",
             )
         ),
     ]
@@ -185,7 +193,7 @@ class ImageFolder(io.ComfyNode):
         return io.Schema(
             node_id="AnyAdapterDataset",
             display_name="Image Folder",
-            category="Any Adapter",
+            category="Any Adapter/training",
             description=(
                 "Pictures to train on, with a text file of the same name beside each as its "
                 "caption. In a folder such as 10_sks dog they come ten times in an epoch."
@@ -194,8 +202,8 @@ class ImageFolder(io.ComfyNode):
                 io.String.Input(
                     "folder",
                     default="",
-                    tooltip="The name of a folder in ComfyUI's input folder, or a whole path. Its "
-                    "pictures are read, and those of the folders in it.",
+                    tooltip="Name of a folder in ComfyUI's input folder, or a whole path. Its pictures are "
+                    "read, and those of the folders in it. 10 to 40 good ones are a start.",
                 ),
                 resolution_input(),
                 *optional(
@@ -204,25 +212,25 @@ class ImageFolder(io.ComfyNode):
                     io.String.Input(
                         "regularization_folder",
                         default="",
-                        tooltip="Pictures of what the trained thing is one of (any dog), named as "
-                        "folder is. They keep the model from forgetting it, and are drawn as often as "
-                        "the others in all. Empty: none.",
+                        tooltip="A folder with pictures of what the trained thing is one of (any dogs), "
+                        "which keep the model from drawing them all like it. They come as often as the "
+                        "others in all, without the trigger word. Empty, as is usual: none.",
                     ),
                     *fitting_inputs(),
                     advanced(
                         io.String.Input(
                             "mask_folder",
                             default="",
-                            tooltip="Masks of the same names as the pictures, named as folder is: "
-                            "white is trained, black is not. Empty: none.",
+                            tooltip="A folder with a mask for each picture, of the same name: what is white "
+                            "in it is trained, what is black is not. Empty: none.",
                         )
                     ),
                     advanced(
                         io.Boolean.Input(
                             "alpha_is_mask",
                             default=False,
-                            tooltip="What is transparent in a picture is not trained. Off: it is "
-                            "white.",
+                            tooltip="Takes the transparency of a picture for its mask: what cannot be seen "
+                            "is not trained. Off: it is trained as white.",
                         )
                     ),
                     advanced(
@@ -230,21 +238,24 @@ class ImageFolder(io.ComfyNode):
                             "caption_files",
                             options=list(CAPTION_FILES),
                             default=next(iter(CAPTION_FILES)),
-                            tooltip="In which files captions are.",
+                            tooltip="Ending of the text files with captions. The first choice takes what it "
+                            "finds.",
                         )
                     ),
                     advanced(
                         io.String.Input(
                             "caption_prefix",
                             default="",
-                            tooltip="Put in front of every caption, with a blank.",
+                            tooltip="Text in front of every caption, with a blank between: a photo of. "
+                            "Empty: none.",
                         )
                     ),
                     advanced(
                         io.String.Input(
                             "caption_suffix",
                             default="",
-                            tooltip="Put behind every caption, with a blank.",
+                            tooltip="Text behind every caption, with a blank between: in the style of ohwx. "
+                            "Empty: none.",
                         )
                     ),
                     advanced(
@@ -257,7 +268,9 @@ class ImageFolder(io.ComfyNode):
                     ),
                     advanced(
                         io.String.Input(
-                            "tag_separator", default=",", tooltip="What stands between tags."
+                            "tag_separator",
+                            default=",",
+                            tooltip="What stands between the tags of a caption. A comma is usual.",
                         )
                     ),
                     advanced(
@@ -282,7 +295,8 @@ class ImageFolder(io.ComfyNode):
                             default=0,
                             min=0,
                             max=10000,
-                            tooltip="Every so many epochs have no captions. 0: never.",
+                            tooltip="Each so many-th time that all pictures are gone through, they have no "
+                            "captions. 0, as is usual: never.",
                         )
                     ),
                     advanced(
@@ -291,8 +305,8 @@ class ImageFolder(io.ComfyNode):
                             default=0,
                             min=0,
                             max=10000,
-                            tooltip="For so many epochs the number of tags grows to all of them. 0: "
-                            "all from the start.",
+                            tooltip="Begins with warmup_tags tags of each caption, and has all of them after "
+                            "so many epochs. 0, as is usual: all from the start.",
                         )
                     ),
                     advanced(
@@ -405,16 +419,19 @@ class ImagesAndCaptions(io.ComfyNode):
         return io.Schema(
             node_id="AnyAdapterImageDataset",
             display_name="Images and Captions",
-            category="Any Adapter",
+            category="Any Adapter/training",
             description="Pictures and captions of other nodes to train on: lists of them, or a batch.",
             is_input_list=True,
             inputs=[
-                io.Image.Input("images", tooltip="A list of pictures, of any sizes, or a batch."),
+                io.Image.Input(
+                    "images", tooltip="Pictures to train on: a list, of any sizes, or a batch."
+                ),
                 io.String.Input(
                     "captions",
                     force_input=True,
                     optional=True,
-                    tooltip="One for each picture, or one for all. Nothing: the trigger word alone.",
+                    tooltip="A list of texts, one for each picture, or one for all. Nothing: the trigger "
+                    "word alone.",
                 ),
                 io.Mask.Input(
                     "masks",
@@ -479,16 +496,21 @@ class LatentsAndConditionings(io.ComfyNode):
         return io.Schema(
             node_id="AnyAdapterLatentDataset",
             display_name="Latents and Conditionings",
-            category="Any Adapter",
+            category="Any Adapter/training",
             description=(
                 "Latents and conditionings to train on, such as those of Make Training Dataset. No "
                 "VAE and no text encoder run in training, and captions stay as they are."
             ),
             is_input_list=True,
             inputs=[
-                io.Latent.Input("latents", tooltip="A list of latents, of any sizes, or a batch."),
+                io.Latent.Input(
+                    "latents",
+                    tooltip="Encoded pictures, as of VAE Encode: a list, of any sizes, or a batch.",
+                ),
                 io.Conditioning.Input(
-                    "conditionings", tooltip="One for each latent, or one for all."
+                    "conditionings",
+                    tooltip="Encoded captions, as of CLIP Text Encode: one for each latent, or one for "
+                    "all.",
                 ),
             ],
             outputs=[dataset_output(), report_output()],

@@ -48,24 +48,41 @@ class TrainAdapter(io.ComfyNode):
             description=(
                 "Trains a LoRA, or an adapter of any other method, on pictures with captions. The "
                 "file appears among the LoRAs, works in Load Adapter and in other loaders, and the "
-                "adapter goes on in the graph without it."
+                "adapter goes on in the graph without it. Connect a checkpoint and an Image Folder, "
+                "give a name, and run; the other sockets are for finer settings."
             ),
             inputs=[
-                io.Model.Input("model", tooltip="What is trained on. It is not changed."),
-                DatasetSocket.Input("dataset", tooltip="Pictures with captions: Image Folder."),
+                io.Model.Input(
+                    "model", tooltip="The diffusion model that is trained on. It is not changed."
+                ),
+                DatasetSocket.Input(
+                    "dataset",
+                    tooltip="Pictures with captions, from Image Folder, or from one of the other "
+                    "nodes that make datasets.",
+                ),
+                io.String.Input(
+                    "output_name",
+                    default="my_lora",
+                    tooltip="Name of the file in the LoRA folder; styles/cat makes a folder. No file "
+                    "is overwritten: the next one gets a number.",
+                ),
                 io.Combo.Input(
                     "method",
                     options=list(METHODS),
                     default="LoRA-LierLa",
-                    tooltip="LoRA-LierLa is the usual LoRA on attention and feed-forward layers; "
-                    "LoRA-C3Lier (LoCon) takes convolutions too; LoKr makes the smallest files.",
+                    tooltip="What kind of adapter is made. LoRA-LierLa is the usual LoRA, right for "
+                    "most; LoRA-C3Lier (LoCon) takes convolutions too, for textures and styles; LoKr "
+                    "with full_matrix learns most, T-LoRA is for a single picture. The help of "
+                    "this node tells them all.",
                 ),
                 io.Int.Input(
                     "rank",
                     default=16,
                     min=1,
                     max=4096,
-                    tooltip="How much the adapter can learn, and how large its file is.",
+                    tooltip="How much the adapter can learn, and how large its file is: 8 to 32 is "
+                    "usual. Of OFT (kohya) it is the number of blocks, of Diag-OFT and BOFT their "
+                    "size; (IA)^3 and Full have none.",
                 ),
                 io.Float.Input(
                     "alpha",
@@ -73,14 +90,17 @@ class TrainAdapter(io.ComfyNode):
                     min=0.001,
                     max=4096.0,
                     step=0.001,
-                    tooltip="Divided by the rank, it scales what is learned. Half of the rank is usual.",
+                    tooltip="Divided by the rank it is a factor on what is learned. Half of the rank, "
+                    "or the rank, is usual; with another one the learning rate must be another too.",
                 ),
                 io.Int.Input(
                     "steps",
                     default=500,
                     min=0,
                     max=1_000_000,
-                    tooltip="Of the optimiser. 0: epochs says how long.",
+                    tooltip="How often the adapter is corrected, each time by one batch of pictures. "
+                    "500 to 2000 is usual for 10 to 40 pictures; too many, and it can only repeat "
+                    "them. 0: epochs says how long.",
                 ),
                 io.Float.Input(
                     "learning_rate",
@@ -89,14 +109,17 @@ class TrainAdapter(io.ComfyNode):
                     max=100.0,
                     step=1e-6,
                     round=False,
-                    tooltip="0 takes what is recommended for the method: 0.0001 for LoRA.",
+                    tooltip="How far each step goes. 0 takes what is recommended for the method, "
+                    "0.0001 for LoRA. Raise it if nothing is learned, halve it if the loss jumps or "
+                    "pictures fall apart. 1 for Prodigy.",
                 ),
                 io.Int.Input(
                     "batch_size",
                     default=1,
                     min=1,
                     max=1024,
-                    tooltip="Pictures that are computed together. More need more memory.",
+                    tooltip="Pictures that are computed together in a step: 1 to 4 is usual. More "
+                    "make steadier and longer steps, and need more memory.",
                 ),
                 io.Int.Input(
                     "resolution",
@@ -104,21 +127,17 @@ class TrainAdapter(io.ComfyNode):
                     min=0,
                     max=8192,
                     step=8,
-                    tooltip="Side in pixels of a square of the area that pictures are brought to. 0: "
-                    "that of the dataset.",
+                    tooltip="Side in pixels of a square of the area that pictures are brought to. 0 "
+                    "is that of the dataset; a smaller one needs much less memory.",
                 ),
                 io.Int.Input(
                     "seed",
                     default=0,
                     min=0,
                     max=LARGEST_SEED,
-                    tooltip="The same seed and settings give the same file.",
-                ),
-                io.String.Input(
-                    "output_name",
-                    default="my_lora",
-                    tooltip="Name of the file in the LoRA folder; styles/cat makes a folder. No file "
-                    "is overwritten: the next one gets a number.",
+                    control_after_generate=False,  # else each prompt would train anew
+                    tooltip="Start of all that is random. The same seed and settings give the same "
+                    "file.",
                 ),
                 io.Clip.Input(
                     "clip",
@@ -130,11 +149,43 @@ class TrainAdapter(io.ComfyNode):
                     optional=True,
                     tooltip="Encodes the pictures. Needed unless the dataset has latents.",
                 ),
-                MethodSocket.Input("method_options", optional=True),
-                OptimizerSocket.Input("optimizer", optional=True),
-                LossSocket.Input("noise_and_loss", optional=True),
-                LayersSocket.Input("layers", optional=True),
-                SamplesSocket.Input("samples", optional=True),
+                MethodSocket.Input(
+                    "method_options",
+                    optional=True,
+                    tooltip="Arguments of the methods, such as DoRA, dropouts and the factor of LoKr: "
+                    "from Method Options. Empty: the usual ones.",
+                ),
+                OptimizerSocket.Input(
+                    "optimizer",
+                    optional=True,
+                    tooltip="How steps are made, and how the learning rate runs over them: from "
+                    "Optimizer. Empty: AdamW at a constant rate.",
+                ),
+                LossSocket.Input(
+                    "noise_and_loss",
+                    optional=True,
+                    tooltip="How noisy pictures are made, and what errors cost: from Noise and Loss. "
+                    "Empty: as the model itself was trained.",
+                ),
+                LayersSocket.Input(
+                    "layers",
+                    optional=True,
+                    tooltip="Which layers learn, text encoders too: from Blocks and Layers. Empty: "
+                    "those of the diffusion model that are usual for the method.",
+                ),
+                SamplesSocket.Input(
+                    "samples",
+                    optional=True,
+                    tooltip="Prompts to draw pictures of while it trains: from Samples. Empty: none.",
+                ),
+                io.Boolean.Input(
+                    "gradient_checkpointing",
+                    default=False,
+                    optional=True,
+                    tooltip="Turn it on if the memory of the device does not suffice: parts of the "
+                    "model are computed twice and not kept in between. A third slower, a fraction of "
+                    "the memory, the same result.",
+                ),
                 advanced(
                     io.Int.Input(
                         "epochs",
@@ -142,7 +193,39 @@ class TrainAdapter(io.ComfyNode):
                         min=0,
                         max=100_000,
                         optional=True,
-                        tooltip="Where steps is 0: how often the pictures are gone through.",
+                        tooltip="Where steps is 0: how often all pictures are gone through.",
+                    )
+                ),
+                advanced(
+                    io.Int.Input(
+                        "save_every",
+                        default=0,
+                        min=0,
+                        max=1_000_000,
+                        optional=True,
+                        tooltip="After so many steps, again and again, a file of the moment is saved "
+                        "too, so that you can take the best one. 0: only at the end. 250 is usual.",
+                    )
+                ),
+                advanced(
+                    io.Int.Input(
+                        "keep_checkpoints",
+                        default=0,
+                        min=0,
+                        max=10_000,
+                        optional=True,
+                        tooltip="How many of the files of save_every stay, the newest ones; 0 for all.",
+                    )
+                ),
+                advanced(
+                    io.Combo.Input(
+                        "resume",
+                        options=[NEW, RESUME],
+                        default=NEW,
+                        optional=True,
+                        tooltip="A run that was stopped, or was too short, goes on from where the "
+                        "last one of this output_name ended, as if it had not been cut. Settings "
+                        "must be the same; raise steps to make it longer.",
                     )
                 ),
                 advanced(
@@ -152,17 +235,8 @@ class TrainAdapter(io.ComfyNode):
                         min=1,
                         max=1024,
                         optional=True,
-                        tooltip="Batches whose mean gradient makes one step: 4 with a batch of 2 "
-                        "learns as a batch of 8, with the memory of 2.",
-                    )
-                ),
-                advanced(
-                    io.Boolean.Input(
-                        "gradient_checkpointing",
-                        default=False,
-                        optional=True,
-                        tooltip="Computes blocks twice and keeps less in between: a third slower, and "
-                        "a fraction of the memory.",
+                        tooltip="Batches that make one step together: 4 with a batch_size of 2 learns "
+                        "as a batch of 8 does, with the memory of 2, and takes four times as long.",
                     )
                 ),
                 advanced(
@@ -171,8 +245,9 @@ class TrainAdapter(io.ComfyNode):
                         options=["automatic", "fp32", "bf16", "fp16"],
                         default="automatic",
                         optional=True,
-                        tooltip="What the model computes in. automatic takes bf16 in place of fp16 "
-                        "where the device has it, and is as loaded otherwise.",
+                        tooltip="What numbers the model computes in. automatic takes it as it is "
+                        "loaded, but bf16 in place of fp16 where the device has it. fp32 is exact, "
+                        "slower, and needs twice the memory; fp16 is for devices without bf16.",
                     )
                 ),
                 advanced(
@@ -181,8 +256,9 @@ class TrainAdapter(io.ComfyNode):
                         options=["fp32", "bf16"],
                         default="fp32",
                         optional=True,
-                        tooltip="Of what is trained. bf16 is rounded at random, up or down, so that "
-                        "small steps are not lost.",
+                        tooltip="What numbers are trained. fp32 is right for all but very large "
+                        "adapters; bf16 halves their memory, and is rounded at random, up or down, so "
+                        "that small steps are not lost.",
                     )
                 ),
                 advanced(
@@ -191,19 +267,8 @@ class TrainAdapter(io.ComfyNode):
                         options=["memory", "disk"],
                         default="memory",
                         optional=True,
-                        tooltip="Where encoded pictures and captions are kept: on disk the next run finds "
-                        "them too.",
-                    )
-                ),
-                advanced(
-                    io.Float.Input(
-                        "max_norm",
-                        default=0.0,
-                        min=0.0,
-                        max=1000.0,
-                        step=0.01,
-                        optional=True,
-                        tooltip="Largest norm of the change of a layer, 0 for any; 1 is usual.",
+                        tooltip="Where encoded pictures and captions are kept. disk is for many thousands of "
+                        "pictures, and is there again in the next run.",
                     )
                 ),
                 advanced(
@@ -214,8 +279,9 @@ class TrainAdapter(io.ComfyNode):
                         max=0.9,
                         step=0.01,
                         optional=True,
-                        tooltip="Share of the pictures that are not trained on, whose loss shows "
-                        "whether more is learned than these pictures.",
+                        tooltip="Share of the pictures that are kept back and not trained on. Once "
+                        "their loss rises while the other falls, stop. 0.1 with 20 pictures or more; "
+                        "0: none.",
                     )
                 ),
                 advanced(
@@ -225,48 +291,36 @@ class TrainAdapter(io.ComfyNode):
                         min=1,
                         max=1_000_000,
                         optional=True,
-                        tooltip="Steps between two measurements of these.",
+                        tooltip="With validation_share: after how many steps their loss is measured.",
                     )
                 ),
                 advanced(
-                    io.Int.Input(
-                        "save_every",
-                        default=0,
-                        min=0,
-                        max=1_000_000,
+                    io.Float.Input(
+                        "max_norm",
+                        default=0.0,
+                        min=0.0,
+                        max=1000.0,
+                        step=0.01,
                         optional=True,
-                        tooltip="Steps after which a file of the moment is saved, with all that is "
-                        "needed to go on from there. 0: only at the end.",
-                    )
-                ),
-                advanced(
-                    io.Int.Input(
-                        "keep_checkpoints",
-                        default=0,
-                        min=0,
-                        max=10_000,
-                        optional=True,
-                        tooltip="How many files of moments of this run stay; 0 for all.",
-                    )
-                ),
-                advanced(
-                    io.Combo.Input(
-                        "resume",
-                        options=[NEW, RESUME],
-                        default=NEW,
-                        optional=True,
-                        tooltip="A run that was stopped, or was too short, goes on from where the "
-                        "last one of this output_name ended, as if it had not been cut.",
+                        tooltip="Limits how much any single layer may change (scale_weight_norms of "
+                        "sd-scripts), against adapters that drown others. 1 is usual, 0 is no limit.",
                     )
                 ),
             ],
             outputs=[
                 AdapterSocket.Output(
-                    display_name="adapter", tooltip="For trained of Load Adapter."
+                    display_name="adapter",
+                    tooltip="What was trained: connect it to trained of Load Adapter.",
                 ),
-                io.String.Output(display_name="file", tooltip="Its name among the LoRAs."),
-                io.Image.Output(display_name="loss_plot"),
-                io.String.Output(display_name="report"),
+                io.String.Output(display_name="file", tooltip="Name of the file among the LoRAs."),
+                io.Image.Output(
+                    display_name="loss_plot",
+                    tooltip="The loss over the steps, smoothed, with that of validation.",
+                ),
+                io.String.Output(
+                    display_name="report",
+                    tooltip="What was trained for how long, what was saved, and what to look at.",
+                ),
             ],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
@@ -282,6 +336,7 @@ class TrainAdapter(io.ComfyNode):
         cls,
         model: Any,
         dataset: Dataset,
+        output_name: str,
         method: str,
         rank: int,
         alpha: float,
@@ -290,7 +345,6 @@ class TrainAdapter(io.ComfyNode):
         batch_size: int,
         resolution: int,
         seed: int,
-        output_name: str,
         clip: Any = None,
         vae: Any = None,
         method_options: dict[str, Any] | None = None,
@@ -298,18 +352,18 @@ class TrainAdapter(io.ComfyNode):
         noise_and_loss: tuple[NoiseConfig, LossConfig] | None = None,
         layers: LayersConfig | None = None,
         samples: SamplesConfig | None = None,
-        epochs: int = 10,
-        accumulation: int = 1,
         gradient_checkpointing: bool = False,
-        precision: Any = "automatic",
-        adapter_precision: Any = "fp32",
-        cache: Any = "memory",
-        max_norm: float = 0.0,
-        validation_share: float = 0.0,
-        validation_every: int = 50,
+        epochs: int = 10,
         save_every: int = 0,
         keep_checkpoints: int = 0,
         resume: str = NEW,
+        accumulation: int = 1,
+        precision: Any = "automatic",
+        adapter_precision: Any = "fp32",
+        cache: Any = "memory",
+        validation_share: float = 0.0,
+        validation_every: int = 50,
+        max_norm: float = 0.0,
     ) -> io.NodeOutput:
         """Trains, and returns the adapter, its file, the plot of the loss and a report."""
         noise, loss = noise_and_loss or (NoiseConfig(), LossConfig())
