@@ -30,7 +30,7 @@ from .latents import LatentCache, latent_cache
 from .precision import compute_in, computed_in, precision_of
 from .prediction import Predictor, sampling_of
 from .sample_pictures import draw
-from .training_hooks import for_training, gradients, train_on
+from .training_hooks import for_training, gradients, host_in_training, train_on
 from .training_network import Network, build_network
 from .training_output import Output
 from .training_view import TrainingView
@@ -123,6 +123,7 @@ class Session:
         """Leaves the host's models as they were, and says what a full device means."""
         with ExitStack() as stack:
             stack.callback(self._output.close)
+            stack.enter_context(host_in_training())
             for patcher in self._patchers(with_clip=True):
                 stack.enter_context(gradients(patcher.model))
                 stack.callback(patcher.detach)

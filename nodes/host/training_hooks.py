@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import comfy.model_management
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import PatcherInjection
@@ -82,6 +83,21 @@ def gradients(model: nn.Module) -> Generator[None]:
     finally:
         for parameter in learning:
             parameter.requires_grad_(True)
+
+
+@contextmanager
+def host_in_training() -> Generator[None]:
+    """Lets newer hosts compute what has a gradient, in place of what is faster and has none."""
+    flag = "in_training"
+    if not hasattr(comfy.model_management, flag):
+        yield
+        return
+    before = getattr(comfy.model_management, flag)
+    setattr(comfy.model_management, flag, True)
+    try:
+        yield
+    finally:
+        setattr(comfy.model_management, flag, before)
 
 
 def blocks_of(model: nn.Module, paths: Mapping[str, Any]) -> tuple[str, ...]:

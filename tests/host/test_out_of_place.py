@@ -1,6 +1,6 @@
 """Gradients through blocks of the host that write over their own activations."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import comfy.clip_model
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from anyadapter.nodes.host.out_of_place import OutOfPlace
+from anyadapter.nodes.host.training_hooks import host_in_training
 
 Run = Callable[[Tensor], Tensor]
 OPS = comfy.ops.disable_weight_init
@@ -48,6 +49,12 @@ def flux_block() -> Run:
         return torch.cat([img, txt], 1)
 
     return run
+
+
+@pytest.fixture(autouse=True)
+def training() -> Iterator[None]:
+    with host_in_training():
+        yield
 
 
 def in_new_tensors(run: Run, x: Tensor) -> Tensor:
