@@ -38,6 +38,8 @@ class _Saved:
 
     run: dict[str, Any]
     config: dict[str, Any]
+    file: str
+    """Name of the adapter that was written with it."""
     session_id: int
     started_at: float
 
@@ -92,8 +94,8 @@ class Output:
         Raises:
             TrainingError: Something cannot be written; what was written before is still there.
         """
-        self._write_state(run)
         name = _unused(checkpoint_name(self._name, run.done))
+        self._write_state(run, name)
         self._write_adapter(run, name)
         self._checkpoints.append(name)
         keep = self._config.keep_checkpoints
@@ -110,10 +112,11 @@ class Output:
         Raises:
             TrainingError: Something cannot be written; what was written before is still there.
         """
-        if self._was_done(run) and output_path(self._name).exists():
-            return self._adapter_set(run, self._name), f"{self._name}{ENDING}"
-        self._write_state(run)
+        saved = self._saved
+        if saved and saved.run["step"] == run.done and output_path(saved.file).exists():
+            return self._adapter_set(run, saved.file), f"{saved.file}{ENDING}"
         name = _unused(self._name)
+        self._write_state(run, name)
         return self._write_adapter(run, name), f"{name}{ENDING}"
 
     def close(self) -> None:
@@ -121,18 +124,16 @@ class Output:
         if self._begun is not None:
             release(self._name)
 
-    def _write_state(self, run: Run[Any]) -> None:
+    def _write_state(self, run: Run[Any], name: str) -> None:
         state = {
             "run": run.state(),
             "config": self._config.to_json(),
+            "file": name,
             "session_id": self._session_id,
             "started_at": self._started_at,
         }
         tensors, text = pack(state)
         write_state(self._name, tensors, text)
-
-    def _was_done(self, run: Run[Any]) -> bool:
-        return self._saved is not None and self._saved.run["step"] == run.done
 
     def _write_adapter(self, run: Run[Any], name: str) -> AdapterSet:
         adapter_set = self._adapter_set(run, name)
@@ -157,7 +158,11 @@ def _read(name: str) -> _Saved:
     tensors, text = read_state(name)
     state = unpack(tensors, text)
     return _Saved(
-        state["run"], json.loads(state["config"]), state["session_id"], state["started_at"]
+        state["run"],
+        json.loads(state["config"]),
+        state["file"],
+        state["session_id"],
+        state["started_at"],
     )
 
 
