@@ -1,0 +1,139 @@
+"""Trainings that are cut, by a wish or by an accident, and go on as if they had not been."""
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import folder_paths
+import pytest
+from comfy.model_management import InterruptProcessingException
+
+from anyadapter.algorithms.errors import TrainingError
+from anyadapter.algorithms.formats.write import to_tensors
+from anyadapter.algorithms.training.captions import CaptionConfig
+from anyadapter.algorithms.training.methods import MethodConfig
+from anyadapter.algorithms.training.optimizers import OptimizerConfig
+from anyadapter.algorithms.training.schedules import ScheduleConfig
+from anyadapter.nodes.host.training_view import TrainingView
+from training_world import (
+    Trial,
+    dataset,
+    item,
+    names_below,
+    same,
+    settings,
+    tensors,
+    with_moment,
+)
+
+CHANGEABLE = settings(
+    method=MethodConfig("LoRA-LierLa", rank=4, alpha=4.0, dropout=0.1, rank_dropout=0.1),
+    optimizer=OptimizerConfig(
+        learning_rate=1e-3, schedule=ScheduleConfig("cosine", warmup=2.0), ema_decay=0.5
+    ),
+    steps=4,
+    accumulation=2,
+)
+"""Settings under which much depends on where a run is: random numbers, rates and an average."""
+DATA = replace(
+    dataset(*(item(number, "tall, white, old") for number in range(3)), flip=True),
+    captions=CaptionConfig(shuffle=True, tag_dropout=0.2),
+)
+IN_STEP_3 = 6
+"""The call of the model for the second batch of the third step."""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The LoRA folder of the host in this process."""
+    paths = ([str(tmp_path)], {".safetensors"})
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", paths)
+    yield tmp_path
+    folder_paths.filename_list_cache.pop("loras", None)
+
+
+def in_step_3(act: Callable[[], None]) -> Any:
+    def moment(number: int) -> None:
+        if number == IN_STEP_3:
+            act()
+
+    return with_moment(moment)
+
+
+def test_a_run_that_is_cancelled_in_a_step_goes_on_before_that_step(folder: Path):
+    cut = Trial(
+        CHANGEABLE, DATA, model=in_step_3(comfy.model_management.interrupt_current_processing)
+    )
+    view = TrainingView("1", 4)
+    with pytest.raises(InterruptProcessingException):
+        cut.run(view=view)
+    assert names_below(folder) == ["cat-state/resume.state", "cat-step00000002.safetensors"]
+    assert view.state()["saved"] == "cat-step00000002.safetensors"
+    resumed = replace(cut, model=None).run(resume=True)
+    assert [step for step, _ in resumed.losses] == [3, 4]
+    whole = replace(cut, name="whole", model=None).run()
+    assert resumed.losses == whole.losses[2:]
+    assert same(tensors(resumed.name), tensors(whole.name))
+
+
+def test_a_run_that_is_told_to_stop_keeps_the_step_it_is_at(folder: Path):
+    view = TrainingView("1", 4)
+    trial = Trial(CHANGEABLE, DATA)
+    stopped = replace(trial, model=in_step_3(view.want_stop)).run(view=view)
+    assert [step for step, _ in stopped.losses] == [1, 2, 3]
+    assert names_below(folder) == ["cat-state/resume.state", "cat.safetensors"]
+    resumed = trial.run(resume=True)
+    assert resumed.name == "cat_2.safetensors"
+    whole = replace(trial, name="whole").run()
+    assert stopped.losses + resumed.losses == whole.losses
+    assert same(tensors(resumed.name), tensors(whole.name))
+
+
+def test_a_run_that_is_at_its_end_gives_what_it_had(folder: Path):
+    trial = Trial(settings(steps=1))
+    trial.run()
+    longer = replace(trial, config=settings(steps=2)).run(resume=True)
+    before = names_below(folder)
+    again = replace(trial, config=settings(steps=2)).run(resume=True)
+    assert again.name == longer.name == "cat_2.safetensors"
+    assert names_below(folder) == before
+    assert same(to_tensors(again.adapter_set)[0], tensors(longer.name))
+    assert "It was at step 2 already: raise steps to train it further." in again.report
+
+
+def test_a_state_of_other_settings_is_refused_by_their_names(folder: Path):
+    del folder
+    Trial(settings(steps=1)).run()
+    other = settings(
+        rate=2e-3, method=MethodConfig("LoRA-LierLa", rank=8, alpha=4.0), batch_size=2, steps=2
+    )
+    with pytest.raises(TrainingError) as caught:
+        Trial(other).run(resume=True)
+    for difference in (
+        "batch_size was 1 and is 2",
+        "method.rank was 4 and is 8",
+        "optimizer.learning_rate was 0.001 and is 0.002",
+        "Set them as they were, or begin a new run",
+    ):
+        assert difference in str(caught.value)
+
+
+def test_there_must_be_a_state_to_go_on_from(folder: Path):
+    with pytest.raises(TrainingError, match="There is nothing to go on from"):
+        Trial().run(resume=True)
+    assert names_below(folder) == []
+
+
+def test_only_as_many_files_of_moments_stay_as_are_wanted(folder: Path):
+    Trial(settings(steps=4, save_every=1, keep_checkpoints=2)).run()
+    assert names_below(folder) == [
+        "cat-state/resume.state",
+        "cat-step00000002.safetensors",
+        "cat-step00000003.safetensors",
+        "cat.safetensors",
+    ]
