@@ -4,11 +4,13 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from functools import cached_property
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.grad import conv1d_input, conv2d_input, conv3d_input
 
 from .errors import UnsupportedLayerError
 from .shapes import Float
@@ -78,6 +80,11 @@ class Layer:
     read_bias: ReadBias | None = field(default=None, compare=False)
     lend_weight: LendWeight | None = field(default=None, compare=False)
     """None where `forward` may do more than apply the weight, or nobody said that it does not."""
+
+    @cached_property
+    def blank(self) -> Tensor:
+        """A tensor in the shape of the weight that has no numbers."""
+        return torch.empty(self.weight_shape, device="meta")
 
     @property
     def chains(self) -> bool:
@@ -176,6 +183,23 @@ class Layer:
             padding = (0,) * len(padding)
         conv = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[weight.ndim]
         return conv(x, weight, bias, self.stride, padding, self.dilation, self.groups)
+
+    def gradient_of_input(
+        self, gradient: Float[Tensor, "B ..."], shape: torch.Size
+    ) -> Float[Tensor, "B ..."]:
+        """Returns the gradient by the input, which needs the base weight and no input.
+
+        Args:
+            gradient: That by the output.
+            shape: Of the input; of a convolution without padding modes, or of a linear layer.
+        """
+        weight = self.weight(gradient)
+        if self.kind == "linear":
+            return gradient @ weight
+        # torch declares the geometry as single numbers, and takes one for each axis.
+        functions: dict[int, Any] = {3: conv1d_input, 4: conv2d_input, 5: conv3d_input}
+        geometry = (self.stride, self.padding, self.dilation, self.groups)
+        return functions[weight.ndim](shape, weight, gradient, *geometry)
 
     def pointwise(
         self, x: Float[Tensor, "B ..."], matrix: Float[Tensor, "O I"]

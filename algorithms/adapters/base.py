@@ -261,10 +261,7 @@ class Adapter(ABC):
             y: What the layer gives without adapters, bias included.
             layer: Kind and geometry of the layer.
         """
-        if self.needs_weight:
-            weight = layer.weight(x)
-        else:
-            weight = torch.empty(layer.weight_shape, device="meta")
+        weight = layer.weight(x) if self.needs_weight else layer.blank
         change, shift = self.delta_weight(weight), self.delta_bias(layer.bias(x))
         shift = None if shift is None else shift.to(x.dtype)
         if change is not None:
@@ -348,12 +345,15 @@ class Adapter(ABC):
     def to(self: A, device: torch.device | str, dtype: torch.dtype | None = None) -> A:
         """Returns a copy with all tensors moved; tensors already there are shared.
 
-        Whole numbers (positions in a weight) keep their dtype.
+        Whole numbers (positions in a weight) keep their dtype. Where nothing moves it is no copy.
         """
+        tensors = self.tensors()
         moved = {
             name: value.to(device, dtype if value.is_floating_point() else None)
-            for name, value in self.tensors().items()
+            for name, value in tensors.items()
         }
+        if all(moved[name] is value for name, value in tensors.items()):
+            return self
         return self.with_tensors(moved)
 
 

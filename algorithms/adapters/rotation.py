@@ -98,7 +98,7 @@ class Rotation(Adapter):
         Two layers need the weight: kernels on the input side, since an input value meets another
         block at every place of the kernel; and groups on the output side that share a block.
         """
-        ready = self if self.turn is not None else self.prepared(_shapes_only(layer))
+        ready = self if self.turn is not None else self.prepared(layer.blank)
         if not ready._acts_on_channels(layer):
             return super(Rotation, ready).delta_output(x, y, layer)
         axis = layer.channel_axis(y)
@@ -131,7 +131,7 @@ class Rotation(Adapter):
     def work(self, layer: Layer, positions: int) -> Work:
         """Returns the work of turning the weight, or the outputs, or the inputs of a second product."""
         numbers = math.prod(layer.weight_shape)
-        ready = self if self.turn is not None else self.prepared(_shapes_only(layer))
+        ready = self if self.turn is not None else self.prepared(layer.blank)
         assert ready.turn is not None
         side = layer.weight_shape[0] if self.side == "outputs" else numbers // layer.weight_shape[0]
         stages = math.prod(ready.turn.shape[:-3])
@@ -286,10 +286,6 @@ def _probe(length: int) -> Float[Tensor, "O C"]:
     generator = torch.Generator().manual_seed(length)
     signs = torch.randint(0, 2, (length, PROBES), generator=generator) * 2 - 1
     return signs / PROBES**0.5
-
-
-def _shapes_only(layer: Layer) -> Tensor:
-    return torch.empty(layer.weight_shape, device="meta")
 
 
 def _stretch(gain: Tensor, shape: tuple[int, ...]) -> Float[Tensor, " O"]:

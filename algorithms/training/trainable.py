@@ -55,6 +55,7 @@ class TrainableAdapter(nn.Module):
         self.config = config
         self.form = start.to("meta")
         """The adapter without numbers, which are the parameters."""
+        self._attributes = {name: _attribute(name) for name in self.form.tensors()}
         self._ratio = plus_ratio if reparametrized else 1.0
         self._plus: set[str] = set()
         self._drawn: float | None = None
@@ -74,8 +75,8 @@ class TrainableAdapter(nn.Module):
     def tensors(self) -> dict[str, Tensor]:
         """Returns the tensors of the adapter by the names of its fields, with gradients."""
         found: dict[str, Tensor] = {}
-        for name in self.form.tensors():
-            value: Tensor = getattr(self, _attribute(name))
+        for name, attribute in self._attributes.items():
+            value: Tensor = getattr(self, attribute)
             found[name] = value * self._ratio if name in self._plus and self._ratio != 1 else value
         return found
 
@@ -140,7 +141,7 @@ class TrainableAdapter(nn.Module):
             weight = layer.weight(x.new_empty(0, dtype=dtype))
         else:
             adapter = self._in_training(adapter, x)
-            weight = torch.empty(layer.weight_shape, device="meta")
+            weight = layer.blank
         ready = adapter.prepared(weight).to(x.device, x.dtype)
         change = ready.delta_output(x, y, layer)
         if self.training and config.rank_dropout and _drops_rows(adapter):

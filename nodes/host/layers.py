@@ -73,11 +73,15 @@ def _convolution(module: Any) -> Layer | None:
     )
 
 
+def is_of_torch_or_host(module: Any) -> bool:
+    """Whether what a module computes is that of its class in torch or in the host."""
+    owner = getattr(getattr(type(module), "forward", None), "__module__", "")
+    return owner == "comfy.ops" or owner.startswith("torch.nn.modules.")
+
+
 def _only_applies_its_weight(module: Any) -> bool:
     """Whether the module's class is torch's or the host's, and its weight holds its numbers."""
-    owner = getattr(getattr(type(module), "forward", None), "__module__", "")
-    known = owner == "comfy.ops" or owner.startswith("torch.nn.modules.")
-    return known and not hasattr(module, "convert_weight")
+    return is_of_torch_or_host(module) and not hasattr(module, "convert_weight")
 
 
 @contextmanager

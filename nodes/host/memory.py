@@ -186,5 +186,5 @@ def _prepared(item: Placed, layer: Layer, device: torch.device) -> Placed:
     if adapter.prepares_from_weight:
         ready = adapter.prepared(own.weight(torch.empty(0, device=device)))
     else:
-        ready = adapter.prepared(torch.empty(own.weight_shape, device="meta"))
+        ready = adapter.prepared(own.blank)
     return Placed(ready, item.strength, item.rows)

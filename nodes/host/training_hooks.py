@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from ...algorithms.errors import UnsupportedLayerError
 from ...algorithms.layers import Layer
 from ...algorithms.training.trainable import TrainableAdapter
+from .casting import casting_forwards
 from .layers import ORDINARY, layer_of
 from .out_of_place import OutOfPlace, writes_over_itself
 
@@ -140,6 +141,8 @@ def _inject(patcher: ModelPatcher) -> None:
     trained: Trained = patcher.get_attachment(KEY)
     standing: list[_Standing] = []
     try:
+        if trained.adapters:
+            standing += [_replace(*casting) for casting in casting_forwards(patcher.model)]
         for path, adapter in trained.adapters.items():
             standing.append(_stand(patcher.model.get_submodule(path), path, adapter))
         for path in trained.blocks:
