@@ -1,7 +1,7 @@
 """Frozen layers that make their weight anew at each call, and once more for the gradient.
 
-A weight that is stored in float16 or fp8, or lies on the CPU, or is patched on the way, is a new tensor
-at each call. The gradient of the input needs it, so autograd keeps it until then: of a whole model that
+A weight that is quantised, or stored in float16 or fp8, or lies on the CPU, or is patched on the way, is
+a new tensor at each call. The gradient of the input needs it, so autograd keeps it until then: of a whole model that
 is a second set of weights, in the wider dtype. Here it keeps none.
 """
 
@@ -26,8 +26,7 @@ def casting_forwards(model: nn.Module) -> Generator[tuple[nn.Module, Forward]]:
         layer = layer_of(module)
         if layer is None or layer.kind not in ("linear", "conv") or layer.padding_mode != "zeros":
             continue
-        if type(module.weight) in ORDINARY:  # quantised ones have gradients of their own
-            yield module, partial(_forward, module, layer, module.forward)
+        yield module, partial(_forward, module, layer, module.forward)
 
 
 def _forward(module: Any, layer: Layer, original: Forward, x: Tensor) -> Tensor:
@@ -40,6 +39,8 @@ def _forward(module: Any, layer: Layer, original: Forward, x: Tensor) -> Tensor:
 def _is_made(module: Any, x: Tensor) -> bool:
     """Whether the weight that an input meets is another tensor than the module's own."""
     weight: Tensor = module.weight
+    if type(weight) not in ORDINARY:
+        return True
     is_own = (weight.dtype, weight.device) == (x.dtype, x.device)
     return not is_own or bool(module.weight_function)
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import comfy.ops
 import pytest
 import torch
+from comfy.quant_ops import QuantizedTensor
 from torch import Tensor, nn
 
 from anyadapter.nodes.host.casting import casting_forwards
@@ -58,6 +59,22 @@ def test_it_computes_the_same_and_keeps_nothing(kind: str, stored: torch.dtype) 
     found, found_gradient, kept = gradient(module, x)
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
     torch.testing.assert_close(found_gradient, expected_gradient, rtol=0, atol=0)
+    assert not kept
+
+
+def test_a_quantised_weight_gives_the_gradient_of_its_numbers() -> None:
+    generator = torch.Generator().manual_seed(0)
+    numbers = torch.randn(8, 6, generator=generator)
+    quantised = QuantizedTensor.from_float(numbers, "TensorCoreFP8Layout")
+    module = comfy.ops.mixed_precision_ops(compute_dtype=torch.float32).Linear(6, 8, bias=False)
+    module.weight = nn.Parameter(quantised, requires_grad=False)
+    x = torch.randn(2, 5, 6, generator=generator).requires_grad_()
+    put_on(module)
+    found, found_gradient, kept = gradient(module, x)
+    expected = x @ quantised.dequantize().T
+    (expected_gradient,) = torch.autograd.grad(expected.sin().sum(), x)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found_gradient, expected_gradient)
     assert not kept
 
 
