@@ -92,6 +92,19 @@ def make_example_adapters(path: Path) -> list[str]:
     return list(made_adapters.METHODS)
 
 
+def make_example_pictures(path: Path) -> None:
+    """Puts what the workflow train_lora trains on into the input folder: pictures with captions."""
+    from PIL import ImageEnhance
+
+    from demo import draw_lighthouse
+
+    folder = path / "input" / "my_pictures"
+    folder.mkdir(exist_ok=True)
+    for time, brightness in {"by day": 1.0, "at dusk": 0.7}.items():
+        ImageEnhance.Brightness(draw_lighthouse()).enhance(brightness).save(folder / f"{time}.png")
+        (folder / f"{time}.txt").write_text(f"a lighthouse {time}", encoding="utf-8")
+
+
 def _digest(*sources: ModuleType) -> str:
     digest = hashlib.sha256()
     for module in sources:

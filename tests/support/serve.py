@@ -7,7 +7,12 @@ from pathlib import Path
 import torch
 
 import start_comfyui
-from base_directory import HOST_BASE, make_base_directory, make_example_adapters
+from base_directory import (
+    HOST_BASE,
+    make_base_directory,
+    make_example_adapters,
+    make_example_pictures,
+)
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--port", type=int, default=8188)
@@ -16,6 +21,7 @@ port = parser.parse_args().port
 print("Making the base directory ...", flush=True)
 make_base_directory(HOST_BASE)
 make_example_adapters(HOST_BASE)
+make_example_pictures(HOST_BASE)
 print(f"Starting ComfyUI; open http://127.0.0.1:{port} when it says so. Ctrl-C stops it.")
 start_comfyui.main(
     Path(os.environ["COMFYUI_PATH"]).resolve(),
