@@ -216,8 +216,9 @@ class TrainableAdapter(nn.Module):
                 f"gets {x.shape[0]} at once: set the batch size to 1, or leave the layer out."
             )
         least = min(config.min_rank, ranks)
-        share = (1 - levels.to(x.device, torch.float64)).clamp(0, 1) ** config.rank_power
-        counts = (share * (ranks - least)).floor() + least
+        # Not on the device: Apple's have no float64.
+        share = (1 - levels.cpu().double()).clamp(0, 1) ** config.rank_power
+        counts = ((share * (ranks - least)).floor() + least).to(x.device, torch.float32)
         used = torch.arange(ranks, device=x.device) < counts[:, None]
         return used.to(x.dtype).repeat_interleave(x.shape[0] // len(levels), 0)
 

@@ -1,5 +1,6 @@
 """Calls a model of the host for training: its estimate of latents without noise, with gradients."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -12,7 +13,7 @@ from comfy.patcher_extension import copy_nested_dicts
 from torch import Tensor
 
 from ...algorithms.errors import TrainingError
-from ...algorithms.training.model_sampling import ModelSampling, kind_of
+from ...algorithms.training.model_sampling import ModelSampling, kind_of, zero_terminal
 from ...algorithms.training.objective import Noised
 from .out_of_place import OutOfPlace, writes_over_itself
 
@@ -42,6 +43,19 @@ def sampling_of(patcher: ModelPatcher) -> ModelSampling:
     kind = kind_of(noisy, denoised)
     table = own.sigmas.detach().float().cpu().clone() if kind != "flow" else None
     return ModelSampling(kind, table, noisy, denoised, shifted if kind == "flow" else None)
+
+
+def end_in_pure_noise(patcher: ModelPatcher) -> None:
+    """Moves the noise levels of a clone so that the last one is pure noise, where it predicts v.
+
+    The model is told of levels by the host's own table, which is another one then. Whoever draws
+    with what was trained so gives the model such a table too: ModelSamplingDiscrete, `zsnr`.
+    """
+    own = patcher.get_model_object("model_sampling")
+    if sampling_of(patcher).kind == "v":
+        moved = copy.deepcopy(own)
+        moved.set_sigmas(zero_terminal(own.sigmas.detach().clone()))
+        patcher.add_object_patch("model_sampling", moved)
 
 
 def _sigma_at(sampling: Any, level: float) -> Tensor:

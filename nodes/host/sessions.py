@@ -28,7 +28,7 @@ from ...algorithms.training.run_facts import Begun
 from .caption_encoding import CaptionEncoder, Conditioning, detached
 from .latents import LatentCache, latent_cache
 from .precision import compute_in, computed_in, precision_of
-from .prediction import Predictor, sampling_of
+from .prediction import Predictor, end_in_pure_noise, sampling_of
 from .sample_pictures import draw
 from .training_hooks import for_training, gradients, host_in_training, train_on
 from .training_network import Network, build_network
@@ -93,6 +93,8 @@ class Session:
         self._vae = models.vae
         self._model = for_training(models.model)
         compute_in(self._model, config.precision)
+        if config.noise.zero_terminal_snr:
+            end_in_pure_noise(self._model)
         self._clip = None if models.clip is None else _clip_for_training(models.clip)
         self._losses: list[tuple[int, float]] = []
         self._validated: list[tuple[int, float]] = []

@@ -146,9 +146,7 @@ def test_one_seed_gives_one_file_whatever_was_trained_in_between():
         (settings(rate=1e10, method=MethodConfig("LoKr", factor=8, full_matrix=True)), "The loss"),
     ],
 )
-def test_a_loss_that_is_no_number_ends_a_run_with_what_it_had(
-    folder: Path, config: Any, why: str
-):
+def test_a_loss_that_is_no_number_ends_a_run_with_what_it_had(folder: Path, config: Any, why: str):
     with pytest.raises(TrainingError, match=why) as caught:
         Trial(config).run()
     assert "Lower the learning rate" in str(caught.value)
@@ -173,7 +171,7 @@ def test_a_model_that_gives_no_numbers_is_told_at_once(folder: Path):
 
 def test_a_device_without_memory_ends_a_run_with_what_it_had(folder: Path):
     trial = Trial(model=with_moment(fill_memory))
-    with pytest.raises(TrainingError, match="no memory left. Lower the batch size"):
+    with pytest.raises(TrainingError, match=r"no memory left\. Lower the batch size"):
         trial.run()
     assert names_below(folder) == ["cat-state/resume.state", "cat-step00000002.safetensors"]
     resumed = replace(trial, model=None).run(resume=True)

@@ -1,8 +1,5 @@
 """Trainings that are cut, by a wish or by an accident, and go on as if they had not been."""
 
-import os
-import shutil
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path

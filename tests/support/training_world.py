@@ -130,9 +130,7 @@ def sampled(steps: int = 2) -> Tensor:
         latent = torch.zeros(1, 4, 8, 8)
         noise = comfy.sample.prepare_noise(latent, 1)
         settings = (steps, 3.0, "euler", "normal", positive, negative, latent)
-        return comfy.sample.sample(
-            used.model, noise, *settings, seed=1, disable_pbar=True
-        ).clone()
+        return comfy.sample.sample(used.model, noise, *settings, seed=1, disable_pbar=True).clone()
 
 
 def names_below(folder: Path, endings: Sequence[str] = (".safetensors", ".state")) -> list[str]:
