@@ -8,6 +8,7 @@ import gc
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import comfy.model_management
@@ -145,14 +146,7 @@ class Session:
         config = self._config
         latents = latent_cache(self._vae, config.cache)
         examples, held_out = self._encoded(latents)
-        epoch = examples.epoch(0, config.batch_size, config.seed)
-        texts = None
-        if self._clip is not None:
-            texts = CaptionEncoder(
-                self._clip, trained=self._trains_clip, on_disk=config.cache == "disk"
-            )
-            captions = [one.caption for draws in epoch for one in draws]
-            texts.fill(captions, self._counting("Encoding caption"))
+        texts = self._encoder(examples)
         self._view.phase("Loading the model")
         self._load()
         network = build_network(
@@ -162,42 +156,66 @@ class Session:
             torch.bfloat16 if config.adapter_precision == "bf16" else torch.float32,
         )
         self._put_on(network)
-        total = steps_of(config, len(epoch))
-        self._view.expect(total)
         work = _Work(self._model, latents, texts, config.loss.prior_loss_weight, self._load)
-        sampling = sampling_of(self._model)
-        run = Run(
+        run = self._run_of(network, examples, work)
+        validation = [] if held_out is None else held_out.epoch(0, config.batch_size, config.seed)
+        self._output.begin(network, self._begun(network, examples, held_out, run.total))
+        self._output.load_into(run)
+        self._go(run, texts, validation)
+        return self._ended(run, network, examples)
+
+    def _encoder(self, examples: Dataset) -> CaptionEncoder | None:
+        """Returns what makes conditionings of captions, those of the first epoch ahead."""
+        if self._clip is None:
+            return None
+        on_disk = self._config.cache == "disk"
+        texts = CaptionEncoder(self._clip, trained=self._trains_clip, on_disk=on_disk)
+        captions = [one.caption for draws in self._epoch(examples) for one in draws]
+        texts.fill(captions, self._counting("Encoding caption"))
+        return texts
+
+    def _epoch(self, examples: Dataset, number: int = 0) -> list[Draws]:
+        return examples.epoch(number, self._config.batch_size, self._config.seed)
+
+    def _run_of(self, network: Network, examples: Dataset, work: "_Work") -> Run[Draws]:
+        """Returns the run at its start."""
+        config = self._config
+        total = steps_of(config, len(self._epoch(examples)))
+        self._view.expect(total)
+        scaled = computed_in(self._model) == torch.float16
+        stepper = make_optimizer(
+            replace(config.optimizer, loss_scaling=scaled),
+            network.groups,
+            total,
+            torch.Generator().manual_seed(config.seed),
+        )
+        return Run(
             network.trainable,
-            Data(lambda number: examples.epoch(number, config.batch_size, config.seed), work.load),
+            Data(partial(self._epoch, examples), work.load),
             work.predict,
-            Objective(sampling, config.noise, config.loss),
-            make_optimizer(
-                replace(config.optimizer, loss_scaling=computed_in(self._model) == torch.float16),
-                network.groups,
-                total,
-                torch.Generator().manual_seed(config.seed),
-            ),
+            Objective(sampling_of(self._model), config.noise, config.loss),
+            stepper,
             LoopConfig(total, config.accumulation, config.max_norm),
             config.seed,
         )
+
+    def _begun(
+        self, network: Network, examples: Dataset, held_out: Dataset | None, total: int
+    ) -> Begun:
+        """Returns what the files say of the run."""
         session_id, started_at = self._output.session
-        begun = Begun(
-            config,
+        return Begun(
+            self._config,
             examples,
             0 if held_out is None else len(held_out.items),
             network.targets.family,
-            sampling.kind,
+            sampling_of(self._model).kind,
             total,
-            len(epoch),
+            len(self._epoch(examples)),
             precision_of(self._model),
             session_id,
             started_at,
         )
-        self._output.begin(network, begun)
-        self._output.load_into(run)
-        validation = [] if held_out is None else held_out.epoch(0, config.batch_size, config.seed)
-        self._go(run, texts, validation)
-        return self._ended(run, network, examples)
 
     def _go(
         self,
