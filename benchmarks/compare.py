@@ -1,4 +1,4 @@
-"""Measures what adapters cost, side by side: this pack, ComfyUI's own loaders, no adapter.
+"""Measures what adapters cost, side by side: this pack, ComfyUI's own nodes, no adapter.
 
 Competitors take turns, one run each in every round, and a ratio is the median of the ratios within
 the rounds. The table is printed, and every single sample is written as JSON.
@@ -8,7 +8,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,9 +18,11 @@ import torch
 
 import memory
 import prompts
+import training
 import world
 from figures import Claim, Result, markdown, remarks, spread, table
 from machine import this_machine
+from settings import Settings
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -46,17 +48,6 @@ STACKED = 5
 GB_NEEDED: Mapping[world.Size, int] = {"small": 3, "large": 14}
 """Two sets of weights in float32, as patched ones are kept beside the others, and what a step at 64x64
 takes meanwhile: 5 GB, most of it for attention."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How much is measured."""
-
-    size: world.Size
-    runs: int
-    latent: int
-    """Width and height of what single steps work on, in latent pixels."""
-    batch: int
 
 
 def new_strength(running: prompts.Prompts, settings: Settings) -> Result:
@@ -201,7 +192,10 @@ PROMPTS: "Mapping[str, Callable[[prompts.Prompts, Settings], Result]]" = {
     "first": first_prompt,
 }
 """What needs a ComfyUI in another process."""
-ALONE: Mapping[str, Callable[[Settings], Result]] = {"memory": peak_memory}
+ALONE: Mapping[str, Callable[[Settings], Result]] = {
+    "memory": peak_memory,
+    **training.COMPARISONS,
+}
 """What starts processes of its own."""
 STEPS: "Mapping[str, Callable[[ModelPatcher, Settings], Result]]" = {
     "lora": one_lora,
@@ -212,13 +206,18 @@ STEPS: "Mapping[str, Callable[[ModelPatcher, Settings], Result]]" = {
 }
 """What needs a model in this process."""
 NAMES = (*PROMPTS, *ALONE, *STEPS)
+ALL_OF_TRAINING = "training"
 
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the comparisons that the command line names."""
     parser = argparse.ArgumentParser(prog="dev.py bench", description=__doc__)
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"comparisons, of {', '.join(NAMES)}; default: all"
+        *("names",),
+        nargs="*",
+        metavar="NAME",
+        help=f"comparisons, of {', '.join(NAMES)}, or {ALL_OF_TRAINING} for all with that before "
+        "their names; default: all",
     )
     parser.add_argument(
         "--full", action="store_true", help="on a model of real size (2 GB on disk), with 7 runs"
@@ -229,7 +228,12 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--output", type=Path, help="the JSON file, in place of .host/bench/DATE")
     parser.add_argument("--markdown", action="store_true", help="print what the README shows")
     chosen = parser.parse_args(arguments)
-    unknown = [name for name in chosen.names if name not in NAMES]
+    names = [
+        name
+        for given in chosen.names
+        for name in (training.COMPARISONS if given == ALL_OF_TRAINING else (given,))
+    ]
+    unknown = [name for name in names if name not in NAMES]
     if unknown:
         parser.error(f"there is no comparison {unknown[0]!r}; there are {', '.join(NAMES)}")
     if (chosen.runs or 1) < 1:
@@ -243,7 +247,7 @@ def main(arguments: Sequence[str]) -> int:
     moment = datetime.now().strftime("%Y-%m-%d-%H%M%S")
     output = chosen.output or world.FOLDER / f"{moment}.json"
     with torch.inference_mode():  # as ComfyUI runs its prompts
-        measure(chosen.names or NAMES, settings, output, as_markdown=chosen.markdown)
+        measure(names or NAMES, settings, output, as_markdown=chosen.markdown)
     return 0
 
 

@@ -1,11 +1,18 @@
 """What is done with measured numbers: median, spread, ratios, and the table of them."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-Unit = Literal["s", "bytes"]
+Unit = Literal["s", "bytes", "loss", "steps"]
+FORMS: Mapping[Unit, tuple[float, int, str]] = {
+    "s": (1, 3, " s"),
+    "bytes": (1e6, 1, " MB"),
+    "loss": (1, 4, ""),
+    "steps": (1, 0, ""),
+}
+"""What a number is divided by, its digits, and what stands behind it."""
 HEADINGS = ("comparison", "who", "median", "ratio", "against", "at most", "met")
 
 
@@ -114,11 +121,11 @@ def _ratio_text(found: Spread) -> str:
 
 
 def _quantity_text(found: Spread, unit: Unit) -> str:
-    divisor, digits, symbol = (1, 3, "s") if unit == "s" else (1e6, 1, "MB")
+    divisor, digits, symbol = FORMS[unit]
     low, median, high = (
         f"{number / divisor:.{digits}f}" for number in (found.low, found.median, found.high)
     )
-    return f"{median} {symbol} ({low} to {high})"
+    return f"{median}{symbol} ({low} to {high})"
 
 
 def _padded(line: Sequence[str], widths: Sequence[int]) -> str:

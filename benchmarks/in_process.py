@@ -57,6 +57,9 @@ class _Unseen:
     def send_progress_text(self, *_: Any) -> None:
         """Lets the text go."""
 
+    def send_sync(self, *_: Any) -> None:
+        """Lets the message go."""
+
 
 PromptServer.instance = _Unseen()  # pyright: ignore
 Loader = LoadAdapter.PREPARE_CLASS_CLONE({})
@@ -68,19 +71,27 @@ def load_model(size: world.Size) -> ModelPatcher:
     return comfy.sd.load_checkpoint_guess_config(path, output_vae=False, output_clip=False)[0]
 
 
-def ours(model: ModelPatcher, files: Sequence[str], mode: str, **inputs: Any) -> ModelPatcher:
+def ours(
+    model: ModelPatcher,
+    files: Sequence[str],
+    mode: str,
+    *,
+    strength: float = STRENGTH,
+    **inputs: Any,
+) -> ModelPatcher:
     """Returns what a row of Load Adapter nodes makes of a model.
 
     Args:
         model: The model.
         files: The file of each node.
         mode: hook or patch.
+        strength: Of each node.
         **inputs: Further inputs of each node.
     """
     for name in files:
         output = Loader.execute(
             adapter=name,
-            strength_model=STRENGTH,
+            strength_model=strength,
             strength_clip=0.0,
             mode=mode,
             model=model,

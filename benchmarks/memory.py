@@ -4,15 +4,14 @@
 """
 
 import json
-import os
 import re
-import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
+import processes
 import world
 
 STATUS = Path("/proc/self/status")
@@ -23,7 +22,7 @@ NOBODY = "no adapter"
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes in use while an adapter is put on a loaded model and one step is run."""
+    """Bytes in use since `forget_peak`: while an adapter is put on a model and one step is run, say."""
 
     peak: int
     after: int
@@ -43,12 +42,7 @@ def measure_in_process(who: str, kind: str, size: world.Size, latent: int) -> Me
     Raises:
         RuntimeError: The process failed.
     """
-    command = [sys.executable, __file__, who, kind, size, str(latent)]
-    environment = os.environ | EXACT
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    if done.returncode != 0:
-        raise RuntimeError(f"Measuring the memory of {who} failed:\n{done.stderr.strip()}")
-    return Memory(**json.loads(done.stdout.splitlines()[-1]))
+    return Memory(**processes.run(__file__, [who, kind, size, str(latent)], EXACT))
 
 
 def is_measurable() -> bool:
@@ -64,7 +58,7 @@ def _measure(who: str, kind: str, size: world.Size, latent: int) -> Memory:
     in_process.sample(model, latent=latent)  # so that what a first step takes is in both figures
     in_process.forget()
     in_process.sample(model, latent=latent)
-    _forget_peak()
+    forget_peak()
     if who == NOBODY:
         patcher = model
     elif who.startswith("ours"):
@@ -72,10 +66,11 @@ def _measure(who: str, kind: str, size: world.Size, latent: int) -> Memory:
     else:
         patcher = in_process.stock(model, files, bypass="bypass" in who)
     in_process.sample(patcher, latent=latent)
-    return _memory()
+    return now()
 
 
-def _forget_peak() -> None:
+def forget_peak() -> None:
+    """Lets the peak begin anew."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     else:
@@ -83,7 +78,8 @@ def _forget_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
-def _memory() -> Memory:
+def now() -> Memory:
+    """Returns what is in use, and was at most since `forget_peak`."""
     if torch.cuda.is_available():
         peak = torch.cuda.max_memory_allocated()
         return Memory(peak, torch.cuda.memory_allocated(), 0)

@@ -7,6 +7,8 @@ import pytest
 import compare
 import figures
 import machine
+import settings
+import training
 
 
 def result(**samples: list[float]) -> figures.Result:
@@ -116,3 +118,26 @@ def test_full_measures_more_on_a_larger_model(
     monkeypatch.setattr(compare, "measure", lambda *given, as_markdown: asked.append(given))  # noqa: ARG005
     assert compare.main(["lora", *arguments]) == 0
     assert asked[0][:2] == (["lora"], compare.Settings(*settings))
+
+
+def test_training_stands_for_all_its_comparisons(monkeypatch: pytest.MonkeyPatch):
+    asked: list[list[str]] = []
+    monkeypatch.setattr(compare, "measure", lambda names, *_, as_markdown: asked.append(names))  # noqa: ARG005
+    assert compare.main(["training"]) == 0
+    assert asked == [list(training.COMPARISONS)]
+
+
+def test_losses_and_steps_have_no_unit():
+    losses = figures.Result("loss", "loss", (), "loss", {"ours": [0.12345]})
+    steps = figures.Result("plus", "steps", (), "steps", {"ours": [91]})
+    assert [figures.rows(one)[0][2] for one in (losses, steps)] == [
+        "0.1235 (0.1235 to 0.1235)",
+        "91 (91 to 91)",
+    ]
+
+
+def test_lora_fa_keeps_no_input_for_its_gradients():
+    found = training.bytes_for_backward(settings.Settings("small", 1, 8, 1))
+    (whole,), (fixed,) = (found.samples[name] for name in (training.LORA, training.FIXED))
+    hidden = 4 * training.TOKENS * training.RANK
+    assert (whole, fixed) == (hidden + 4 * training.TOKENS * training.WIDTH, hidden)

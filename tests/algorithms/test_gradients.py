@@ -23,6 +23,7 @@ from anyadapter.algorithms.adapters.norm import Norm
 from anyadapter.algorithms.adapters.oft import DiagOft, SplitOft
 from anyadapter.algorithms.strength import Placed
 from checking import annotations_unchecked
+from kept_bytes import kept_bytes
 from layer_cases import LayerCase, layer_of, norm_cases
 from oracles import fill, lycoris, read, relative_error
 
@@ -451,22 +452,6 @@ def test_stages_have_the_gradients_of_their_formula(back: bool) -> None:
 MIB = 2**20
 
 
-def kept(run: Callable[[], Tensor], known: list[Tensor]) -> int:
-    """Returns the bytes that autograd keeps for the gradients, besides those of known tensors."""
-    own = {tensor.untyped_storage().data_ptr() for tensor in known}
-    found: dict[int, Tensor] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        found[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        y = run()
-    assert y.requires_grad
-    storages = (one.untyped_storage() for place, one in found.items() if place not in own)
-    return sum(storage.nbytes() for storage in storages)
-
-
 WIDE = nn.Linear(1024, 1024).requires_grad_(False)
 WIDE_KERNEL = nn.Conv2d(256, 256, 3, padding=1).requires_grad_(False)
 
@@ -484,17 +469,17 @@ def kept_on_output(adapter: Adapter, module: nn.Module, *shape: int) -> int:
     y = module(x)
     ready = adapter.prepared(torch.empty(layer.weight_shape, device="meta"))
     known = [x, y, *adapter.tensors().values(), *module.parameters()]
-    return kept(lambda: ready.delta_output(x, y, layer), known)
+    return kept_bytes(lambda: ready.delta_output(x, y, layer), known)
 
 
 def test_the_product_of_loha_keeps_its_factors_and_no_half() -> None:
     adapter = started(Loha, WIDE, InitialConfig(rank=16))
     parameters = list(adapter.tensors().values())
     w1_a, w1_b, w2_a, w2_b = parameters
-    assert kept(lambda: (w1_a @ w1_b) * (w2_a @ w2_b), parameters) == 8 * MIB
+    assert kept_bytes(lambda: (w1_a @ w1_b) * (w2_a @ w2_b), parameters) == 8 * MIB
     weight = torch.empty(WIDE.weight.shape, device="meta")
     # The first factor with the scale in it.
-    assert kept(lambda: adapter.delta_weight(weight), parameters) == w1_a.nbytes
+    assert kept_bytes(lambda: adapter.delta_weight(weight), parameters) == w1_a.nbytes
 
 
 @pytest.mark.parametrize(
