@@ -1,5 +1,6 @@
 """Trainings that are cut, by a wish or by an accident, and go on as if they had not been."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,9 @@ import comfy.model_management
 import folder_paths
 import pytest
 from comfy.model_management import InterruptProcessingException
+from torch import Tensor
 
+import training_prompts as prompts
 from anyadapter.algorithms.errors import TrainingError
 from anyadapter.algorithms.formats.write import to_tensors
 from anyadapter.algorithms.training.captions import CaptionConfig
@@ -17,6 +20,10 @@ from anyadapter.algorithms.training.methods import MethodConfig
 from anyadapter.algorithms.training.optimizers import OptimizerConfig
 from anyadapter.algorithms.training.schedules import ScheduleConfig
 from anyadapter.nodes.host.training_view import TrainingView
+from anyadapter.nodes.training import RESUME
+from base_directory import make_base_directory
+from comfy_server import ComfyServer, PromptInterruptedError
+from training_prompts import listed, loading, sampling, stop, training, wait_until_step, write_scene
 from training_world import (
     Trial,
     dataset,
@@ -134,3 +141,72 @@ def test_only_as_many_files_of_moments_stay_as_are_wanted(folder: Path):
         "cat-step00000003.safetensors",
         "cat.safetensors",
     ]
+
+
+@pytest.fixture(scope="module")
+def scene(server: ComfyServer) -> str:
+    """The name of a folder with a picture."""
+    return write_scene(server, "stops")
+
+
+def uncut(server: ComfyServer, folder: str, steps: int, **inputs: Any) -> dict[str, Tensor]:
+    """What is in the file of a run of so many steps that nothing has disturbed."""
+    prompt = training(folder, steps=steps, output_name=f"uncut_{steps}", **inputs)
+    return prompts.tensors(server, prompts.saved(server.run(prompt)))
+
+
+def resumed(server: ComfyServer, folder: str, name: str, steps: int, **inputs: Any) -> str:
+    """Goes on with a run over HTTP, and returns the name of its file."""
+    prompt = training(folder, steps=steps, output_name=name, resume=RESUME, **inputs)
+    return prompts.saved(server.run(prompt))
+
+
+def test_cancel_ends_a_training_within_a_step_and_loses_nothing(server: ComfyServer, scene: str):
+    running = server.queue(training(scene, steps=500, output_name="cancelled"))
+    wait_until_step(server, 2)
+    server.interrupt()
+    reached = prompts.state(server)["step"]
+    with pytest.raises(PromptInterruptedError, match="interrupted in train"):
+        server.wait(running)
+    shown = prompts.state(server)
+    assert not shown["running"]
+    assert reached <= shown["step"] <= reached + 1
+    step = shown["step"]
+    assert shown["saved"] == f"cancelled-step{step:08d}.safetensors"
+    assert shown["saved"] in listed(server)
+    name = resumed(server, scene, "cancelled", step + 2)
+    assert name == "cancelled.safetensors"
+    assert same(prompts.tensors(server, name), uncut(server, scene, step + 2))
+
+
+def test_stop_and_keep_ends_a_training_and_the_graph_goes_on(server: ComfyServer, scene: str):
+    prompt = training(scene, steps=500, output_name="stopped") | {"load": loading()}
+    running = server.queue(prompt | sampling("stopped", "load"))
+    stop(server, wait_until_step(server, 2)["run"])
+    reached = prompts.state(server)["step"]
+    history = server.wait(running)
+    assert "stopped_latent" in history["outputs"]
+    step = prompts.state(server)["step"]
+    assert reached <= step <= reached + 1
+    assert prompts.saved(history) == "stopped.safetensors"
+    name = resumed(server, scene, "stopped", step + 2)
+    assert name == "stopped_2.safetensors"
+    assert same(prompts.tensors(server, name), uncut(server, scene, step + 2))
+
+
+def test_a_server_that_dies_leaves_a_state_to_go_on_from(
+    server: ComfyServer, scene: str, comfyui: Path, tmp_path: Path
+):
+    make_base_directory(tmp_path)
+    own = {"save_every": 2, "method": "LoKr", "learning_rate": 3e-3}
+    with ComfyServer(comfyui, tmp_path) as dying:
+        write_scene(dying, scene)
+        dying.queue(training(scene, steps=500, output_name="killed", **own))
+        wait_until_step(dying, 5)
+        dying.kill()
+    for left in prompts.loras(dying).iterdir():
+        shutil.move(left, prompts.loras(server))
+    step = max(int(one.stem[-8:]) for one in prompts.loras(server).glob("killed-step*.safetensors"))
+    name = resumed(server, scene, "killed", step + 3, **own)
+    assert name == "killed.safetensors"
+    assert same(prompts.tensors(server, name), uncut(server, scene, step + 3, **own))

@@ -231,7 +231,11 @@ class ComfyServer:
             return "It has printed nothing."
         return "The last it printed:\n" + "\n".join(self.log().splitlines()[-30:])
 
-    def _stop(self) -> None:
+    def kill(self) -> None:
+        """Ends ComfyUI at once, as a crash would."""
+        self._stop(at_once=True)
+
+    def _stop(self, *, at_once: bool = False) -> None:
         process = self._process
         if process is None:
             return
@@ -241,7 +245,7 @@ class ComfyServer:
             subprocess.run(end_tree, check=False, capture_output=True)
             process.wait(STOP_WITHIN_SECONDS)
             return
-        _signal_group(process, signal.SIGTERM)
+        _signal_group(process, signal.SIGKILL if at_once else signal.SIGTERM)
         try:
             process.wait(STOP_WITHIN_SECONDS)
         except subprocess.TimeoutExpired:
