@@ -73,13 +73,13 @@ class CaptionEncoder:
         return [[tensor, {"guidance": GUIDANCE, **options, **sizes}] for tensor, options in encoded]
 
     def fill(self, captions: Iterable[str], progress: Progress) -> None:
-        """Encodes captions ahead, where they are kept."""
+        """Encodes captions ahead, where they are kept; `progress` is told after each."""
         missing = [one for one in dict.fromkeys(captions) if one not in self._kept]
         if self._trained:
             return
-        for done, caption in enumerate(missing):
-            progress(done, len(missing))
+        for done, caption in enumerate(missing, start=1):
             self.conditioning(caption)
+            progress(done, len(missing))
 
     def _made(self, caption: str) -> Conditioning:
         with torch.no_grad():

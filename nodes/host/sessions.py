@@ -322,7 +322,7 @@ class Session:
 
         def progress(done: int, total: int) -> None:
             comfy.model_management.throw_exception_if_processing_interrupted()
-            self._view.phase(f"{what} {done + 1} of {total}")
+            self._view.phase(f"{what} {done} of {total}")
 
         return progress
 
