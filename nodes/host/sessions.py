@@ -99,6 +99,7 @@ class Session:
         self._clip = None if models.clip is None else _clip_for_training(models.clip)
         self._losses: list[tuple[int, float]] = []
         self._validated: list[tuple[int, float]] = []
+        self._left_out = 0
 
     @property
     def _trains_clip(self) -> bool:
@@ -260,6 +261,7 @@ class Session:
         return Outcome(adapter_set, name, tuple(self._losses), tuple(self._validated), report)
 
     def _show(self, step: Step) -> None:
+        self._left_out += step.skipped
         self._losses.append((step.number, step.loss))
         rate = next(iter(step.rates.values()))
         self._view.step(step.number, step.loss, rate, step.seconds)
@@ -343,6 +345,10 @@ class Session:
             *config.optimizer.warnings(),
             *examples.notes,
         ]
+        if self._left_out:
+            lines.append(
+                f"{self._left_out} steps were left out, since their gradients were not finite."
+            )
         if examples.skipped:
             lines.append(f"Left out: {listed(examples.skipped, 10, '; ')}.")
         return "\n".join(lines)
@@ -468,6 +474,7 @@ def _whole_picture(width_px: int, height_px: int) -> dict[str, int]:
     }
 
 
-def _mean_of_last(losses: Sequence[tuple[int, float]], count: int = 50) -> float:
-    last = [loss for _, loss in losses[-count:]]
+def _mean_of_last(losses: Sequence[tuple[int, float]]) -> float:
+    """Returns the mean over the last 50 steps, or the last half of fewer than 100."""
+    last = [loss for _, loss in losses[-min(50, -(-len(losses) // 2)) :]]
     return sum(last) / len(last) if last else float("nan")

@@ -111,7 +111,7 @@ def build_network(
         sites.append(Site(layer.name, layer.section, layer.target.module, chosen.rate))
     if not adapters:
         why = next(iter(left_out.values()), "the method takes none of the layers that are chosen")
-        raise TrainingError(f"{config.method.method} trains nothing here: {why}.")
+        raise TrainingError(f"{config.method.method} trains nothing here: {why.rstrip('.')}.")
     notes = [*placed.describe().splitlines()]
     if left_out:
         reasons = [f"{name} ({why})" for name, why in left_out.items()]
