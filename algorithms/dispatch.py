@@ -58,6 +58,16 @@ class Dispatcher:
             layer = replace(layer, run=run, lend_weight=None)
         return plan.run(x, layer, strengths, fresh=self._alone)
 
+    @property
+    def original(self) -> Callable[..., Tensor]:
+        """What it stands in for."""
+        return self._original
+
+    @property
+    def is_retired(self) -> bool:
+        """Whether it only passes calls on."""
+        return self._running is None
+
     def retire(self) -> None:
         """Lets go of the adapters: from now on calls are passed on unchanged."""
         self._running = None

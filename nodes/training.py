@@ -13,6 +13,7 @@ from ..algorithms.training.dataset import Dataset
 from ..algorithms.training.losses import LossConfig
 from ..algorithms.training.methods import METHODS, MethodConfig
 from ..algorithms.training.noise import NoiseConfig
+from ..algorithms.training.optimizer_kinds import kind_of
 from ..algorithms.training.optimizers import OptimizerConfig
 from .host.messages import show_text
 from .host.sessions import Models, Session
@@ -306,6 +307,15 @@ class TrainAdapter(io.ComfyNode):
                         "sd-scripts), against adapters that drown others. 1 is usual, 0 is no limit.",
                     )
                 ),
+                advanced(
+                    io.Boolean.Input(
+                        "training_details",
+                        default=True,
+                        optional=True,
+                        tooltip="Writes into the file how it was made: settings, counts and tags of "
+                        "the pictures, never paths. Off writes only what loaders need.",
+                    )
+                ),
             ],
             outputs=[
                 AdapterSocket.Output(
@@ -364,13 +374,16 @@ class TrainAdapter(io.ComfyNode):
         validation_share: float = 0.0,
         validation_every: int = 50,
         max_norm: float = 0.0,
+        training_details: bool = True,
     ) -> io.NodeOutput:
         """Trains, and returns the adapter, its file, the plot of the loss and a report."""
         noise, loss = noise_and_loss or (NoiseConfig(), LossConfig())
-        rate = learning_rate or METHODS[method].learning_rate
+        optimizer = optimizer or OptimizerConfig()
+        automatic = kind_of(optimizer.name).automatic
+        rate = learning_rate or (1.0 if automatic else METHODS[method].learning_rate)
         config = TrainingConfig(
             method=MethodConfig(method, rank, alpha, **(method_options or {})),
-            optimizer=replace(optimizer or OptimizerConfig(), learning_rate=rate),
+            optimizer=replace(optimizer, learning_rate=rate),
             noise=noise,
             loss=loss,
             layers=layers or LayersConfig(),
@@ -389,8 +402,10 @@ class TrainAdapter(io.ComfyNode):
             validation_every=validation_every,
             save_every=save_every,
             keep_checkpoints=keep_checkpoints,
+            training_details=training_details,
             samples=samples or SamplesConfig(),
         )
+        show_text(cls.hidden.unique_id, "\n".join(config.warnings()))
         models, going_on = Models(model, clip, vae), resume == RESUME
         with closing(TrainingView(cls.hidden.unique_id, steps)) as view:
             outcome = Session(models, dataset, config, output_name, view, resume=going_on).run()

@@ -57,6 +57,11 @@ class CaptionConfig:
         if min(counts) < 0:
             raise DatasetError("Numbers of tags and epochs are 0 or more: one is negative.")
 
+    @property
+    def vary(self) -> bool:
+        """Whether a caption is another one from draw to draw."""
+        return self.wildcards or self != self.complete()
+
     def complete(self) -> "CaptionConfig":
         """Returns the same without what leaves out or reorders: for validation."""
         return replace(

@@ -9,6 +9,7 @@ from ..errors import TrainingError
 from .losses import LossConfig
 from .methods import MethodConfig
 from .noise import NoiseConfig
+from .optimizer_kinds import kind_of
 from .optimizers import OptimizerConfig
 
 Precision = Literal["automatic", "fp32", "bf16", "fp16"]
@@ -92,7 +93,25 @@ class TrainingConfig:
     save_every: int = 0
     keep_checkpoints: int = 0
     """How many of the files of steps stay; 0 for all."""
+    training_details: bool = True
+    """Whether files tell how they were made, and not only what loaders need."""
     samples: SamplesConfig = field(default_factory=SamplesConfig)
+
+    def __post_init__(self) -> None:
+        """Refuses what does not go together.
+
+        Raises:
+            TrainingError: It does not.
+        """
+        if self.max_norm and kind_of(self.optimizer.name).schedule_free:
+            raise TrainingError(
+                f"max_norm limits what is trained, and {self.optimizer.name} saves an average that "
+                "it keeps to itself. Set max_norm to 0, or choose another optimiser."
+            )
+
+    def warnings(self) -> tuple[str, ...]:
+        """Returns what is allowed and most likely not meant, a sentence each."""
+        return (*self.method.warnings(), *self.optimizer.warnings())
 
     def to_json(self) -> str:
         """Returns it as one JSON object."""
@@ -114,7 +133,7 @@ class TrainingConfig:
 
 FREE = (
     *("steps", "epochs", "save_every", "keep_checkpoints", "samples", "validation_every"),
-    *("gradient_checkpointing", "cache"),
+    *("gradient_checkpointing", "cache", "training_details"),
 )
 """What may change between the parts of one run."""
 

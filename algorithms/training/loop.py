@@ -111,6 +111,8 @@ class Run(Generic[D]):
         """
         self.network = network
         self.done = 0
+        self.is_whole = True
+        """Whether the parameters and the optimiser are those after a step, and not in the middle."""
         self.epoch = 0
         self._data = data
         self._predict = predict
@@ -146,10 +148,10 @@ class Run(Generic[D]):
             except BaseException:
                 self._return_to(before)
                 raise
-            result = self._stepper.step()
-            if self._config.max_norm and not result.skipped:
-                limit_norms(self.network, self._config.max_norm)
+            self.is_whole = False
+            result = self._stepper.step(self._limit if self._config.max_norm else None)
             self.done += 1
+            self.is_whole = True
             yield Step(
                 self.done,
                 self.epoch,
@@ -214,6 +216,9 @@ class Run(Generic[D]):
         self._stepper.load(state["optimizer"])
         self._return_to(state)
         self.done = state["step"]
+
+    def _limit(self) -> None:
+        limit_norms(self.network, self._config.max_norm)
 
     def _place(self) -> dict[str, Any]:
         """Returns where the run is in its data and in its random numbers."""

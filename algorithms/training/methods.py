@@ -31,6 +31,8 @@ from .nested_lora import NestedLora
 from .trained_tlora import TrainedTlora
 
 Dropout = Literal["dropout", "rank_dropout", "module_dropout"]
+ROTATIONS = ("OFT (kohya)", "Diag-OFT", "BOFT")
+"""Methods whose alpha limits how far they turn."""
 PLUS_RATIO = 16.0
 """Source: LoRA+, Hayou et al. 2024, arXiv 2402.12354, section 5."""
 DROPOUTS: tuple[Dropout, ...] = ("dropout", "rank_dropout", "module_dropout")
@@ -192,7 +194,7 @@ def _advice(config: MethodConfig) -> tuple[tuple[bool, str], ...]:
     """Returns pairs: whether a limit of the makers is passed, and what they say."""
     method, rank = config.method, max(config.rank, config.conv_rank)
     low_rank = METHODS[method].low_rank
-    rotation = method in ("OFT (kohya)", "Diag-OFT", "BOFT")
+    rotation = method in ROTATIONS
     limited = METHODS[method].scaled and method != "LoKr"
     return (
         (method == "LoHa" and rank > 32, f"LoHa of rank {rank}: above 32 lower the learning rate."),
@@ -220,6 +222,18 @@ def _advice(config: MethodConfig) -> tuple[tuple[bool, str], ...]:
         (
             method == "LoKr" and config.full_matrix and config.rs_lora,
             "LoKr of whole matrices has no scale: rs_lora is without effect.",
+        ),
+        (
+            config.ratio != 1 and not METHODS[method].plus,
+            f"{method} has no factor that starts at zero: plus_ratio is without effect.",
+        ),
+        (
+            config.rs_lora and not METHODS[method].scaled,
+            f"{method} has no scale: rs_lora is without effect.",
+        ),
+        (
+            config.use_tucker and METHODS[method].kernels == "never",
+            f"{method} trains no convolutions with kernels: use_tucker is without effect.",
         ),
         (config.dora, "DoRA needs a lower learning rate than without: about half of it."),
     )

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -259,10 +259,13 @@ class Stepper:
             for one in group.parameters:
                 one.grad = None
 
-    def step(self) -> StepResult:
+    def step(self, limit: Callable[[], None] | None = None) -> StepResult:
         """Moves the parameters by their gradients, clipped by the norm of all of them together.
 
         Gradients of other parameters do not count. Where the norm is not finite nothing moves.
+
+        Args:
+            limit: Called after they have moved, before the moving average takes them in.
         """
         assert self._kept is None, "`train` puts back what `eval` replaced before the next step"
         norm = self._gradient_norm()
@@ -277,6 +280,8 @@ class Stepper:
                 # The small number is torch's, see `clip_grad_norm_`.
                 multiplier *= min(self._config.clip_norm / (norm + 1e-6), 1.0)
             self._move(multiplier)
+            if limit is not None:
+                limit()
         self.steps += 1
         if self._average is not None and not skipped:
             self._average.update(self.steps)

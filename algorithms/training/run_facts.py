@@ -8,13 +8,11 @@ from typing import Any
 
 from ..families import Family
 from .config import Precision, TrainingConfig
-from .dataset import Dataset
+from .dataset import Dataset, LatentSource
+from .methods import ROTATIONS
 from .model_sampling import Kind
 from .network_args import network_args
 from .run_metadata import AboutFacts, DataFacts, OptimizationFacts, RunFacts
-
-CONSTRAINED = ("OFT (kohya)", "Diag-OFT", "BOFT")
-"""Methods whose alpha limits how far they turn."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +48,7 @@ def facts_of(begun: Begun, name: str, steps: int, epoch: int, now: float) -> Run
     config = begun.config
     method = config.method
     network = network_args(method)
-    turns = method.method in CONSTRAINED
+    turns = method.method in ROTATIONS
     return RunFacts(
         family=begun.family,
         prediction=begun.prediction,
@@ -113,7 +111,10 @@ def _optimization(begun: Begun) -> OptimizationFacts:
         weighting_scheme=loss.weighting if flow else None,
         timestep_sampling=noise.timestep_sampling if flow else None,
         sigmoid_scale=noise.sigmoid_scale if flow else None,
-        discrete_flow_shift=noise.discrete_flow_shift if flow else None,
+        discrete_flow_shift=noise.discrete_flow_shift if noise.shift == "constant" else None,
+        logit_mean=noise.logit_mean if noise.timestep_sampling == "logit_normal" else None,
+        logit_std=noise.logit_std if noise.timestep_sampling == "logit_normal" else None,
+        mode_scale=noise.mode_scale if noise.timestep_sampling == "mode" else None,
         model_prediction_type="raw" if flow else None,
     )
 
@@ -121,7 +122,8 @@ def _optimization(begun: Begun) -> OptimizationFacts:
 def _data(begun: Begun) -> DataFacts:
     config, dataset = begun.config, begun.dataset
     side = dataset.resolution_px
-    shortest, longest = dataset.buckets.limits_px(side)
+    buckets_used = dataset.buckets.enabled and not dataset.buckets.no_upscale
+    shortest, longest = dataset.buckets.limits_px(side) if buckets_used else (None, None)
     folders = dataset.folders()
     buckets = dataset.bucket_counts()
     return DataFacts(
@@ -131,7 +133,7 @@ def _data(begun: Begun) -> DataFacts:
         num_batches_per_epoch=begun.batches_per_epoch,
         batch_size_per_device=config.batch_size,
         total_batch_size=config.batch_size * config.accumulation,
-        resolution=(side, side),
+        resolution=_resolution(dataset),
         enable_bucket=dataset.buckets.enabled,
         bucket_no_upscale=dataset.buckets.no_upscale,
         min_bucket_reso=shortest,
@@ -161,11 +163,20 @@ def _data(begun: Begun) -> DataFacts:
         shuffle_caption=dataset.captions.shuffle,
         keep_tokens=dataset.captions.keep_tags,
         caption_dropout_rate=dataset.captions.dropout,
+        caption_dropout_every_n_epochs=dataset.captions.dropout_every_epochs,
         caption_tag_dropout_rate=dataset.captions.tag_dropout,
         validation_split=config.validation_share or None,
         validation_seed=config.seed if config.validation_share else None,
         validate_every_n_steps=config.validation_every if config.validation_share else None,
     )
+
+
+def _resolution(dataset: Dataset) -> tuple[int, int]:
+    """Returns width and height of the square bucket, or of the first latent where there are such."""
+    first = dataset.items[0]
+    if isinstance(first.source, LatentSource):
+        return first.size_px
+    return dataset.resolution_px, dataset.resolution_px
 
 
 def _warmup_steps(warmup: float, total: int) -> int:

@@ -38,6 +38,7 @@ class TrainableAdapter(nn.Module):
         dtype: torch.dtype = torch.float32,
         plus_ratio: float = 1.0,
         reparametrized: bool = False,
+        sees_noise: bool = True,
     ) -> None:
         """Takes a start.
 
@@ -50,6 +51,7 @@ class TrainableAdapter(nn.Module):
                 It is LoRA+ for optimisers that do not see the size of a gradient, as Adam, but for
                 their eps and weight decay.
             reparametrized: Whether the ratio is made so; else it is the matter of `groups`.
+            sees_noise: Whether its inputs are as noisy as the samples: those of text encoders are not.
         """
         super().__init__()
         self.config = config
@@ -58,6 +60,7 @@ class TrainableAdapter(nn.Module):
         self._attributes = {name: _attribute(name) for name in self.form.tensors()}
         self._ratio = plus_ratio if reparametrized else 1.0
         self._plus: set[str] = set()
+        self._sees_noise = sees_noise
         self._drawn: float | None = None
         self._levels: Tensor | None = None
         method = METHODS[config.method]
@@ -114,7 +117,7 @@ class TrainableAdapter(nn.Module):
             noise_levels: For each sample, 0 without noise to 1 for noise alone; None is unknown.
             drawn: A number from 0 to below 1, by which DyLoRA chooses its rank.
         """
-        self._levels, self._drawn = noise_levels, drawn
+        self._levels, self._drawn = noise_levels if self._sees_noise else None, drawn
 
     def change(
         self, x: Float[Tensor, "B ..."], y: Float[Tensor, "B ..."], layer: Layer
@@ -217,7 +220,7 @@ class TrainableAdapter(nn.Module):
             )
         least = min(config.min_rank, ranks)
         # Not on the device: Apple's have no float64.
-        share = (1 - levels.cpu().double()).clamp(0, 1) ** config.rank_power
+        share = (1 - levels.double()).clamp(0, 1) ** config.rank_power
         counts = ((share * (ranks - least)).floor() + least).to(x.device, torch.float32)
         used = torch.arange(ranks, device=x.device) < counts[:, None]
         return used.to(x.dtype).repeat_interleave(x.shape[0] // len(levels), 0)
@@ -262,11 +265,12 @@ class TrainableNetwork(nn.Module):
             noise_levels: For each sample, 0 without noise to 1 for noise alone; None is unknown.
             generator: DyLoRA's, on the CPU: one number for all adapters, or one for each.
         """
+        levels = None if noise_levels is None else noise_levels.cpu()  # once, and not in each layer
         drawn = float(torch.rand((), generator=generator))
         for _, adapter in self.items():
             if adapter.config.dylora_per_module:
                 drawn = float(torch.rand((), generator=generator))
-            adapter.begin_step(noise_levels, drawn)
+            adapter.begin_step(levels, drawn)
 
     def adapters(self) -> dict[str, Adapter]:
         """Returns what a file stores, by key."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ Source: sd-scripts' `guidance_scale` for Flux.
 
 FOLDER = "anyadapter/captions"
 """In the host's folder of the user."""
+MOST_BYTES = 2 * 2**30
+"""Of captions in memory: all of most datasets, and of tags in ever new orders the latest."""
 FORM = "anyadapter captions 1"
 """Part of every key on disk: another one where another version would encode otherwise."""
 
@@ -52,41 +55,54 @@ class CaptionEncoder:
         self._trained = trained
         self._folder = Path(folder_paths.get_user_directory(), FOLDER) if on_disk else None
         self._digest = ""
-        self._kept: dict[str, Conditioning] = {}
+        self._kept: OrderedDict[str, Conditioning] = OrderedDict()
+        self._kept_bytes = 0
+        self._most_bytes = MOST_BYTES
         self.made = 0
         """How many captions were encoded so far."""
 
-    def conditioning(self, caption: str, **sizes: int) -> Conditioning:
+    def conditioning(self, caption: str, *, as_prompt: bool = False, **sizes: int) -> Conditioning:
         """Returns the conditioning of a caption for a picture of these sizes.
 
         Args:
-            caption: The text, whose brackets mean brackets.
+            caption: The text.
+            as_prompt: Whether its brackets are weights, as in a prompt, and not brackets.
             sizes: What SDXL is told of the picture: `width`, `height`, `crop_w`, `crop_h`,
                 `target_width`, `target_height`, in pixels.
         """
+        prompt = caption if as_prompt else BARE_BRACKET.sub(r"\\\1", caption)
         if self._trained:
-            encoded = self._encoded(caption)
-        elif caption in self._kept:
-            encoded = self._kept[caption]
+            encoded = self._encoded(prompt)
+        elif prompt in self._kept:
+            encoded = self._kept[prompt]
+            self._kept.move_to_end(prompt)
         else:
-            encoded = self._kept[caption] = self._read(caption) or self._made(caption)
+            encoded = self._read(prompt) or self._made(prompt)
+            self._keep(prompt, encoded)
         return [[tensor, {"guidance": GUIDANCE, **options, **sizes}] for tensor, options in encoded]
 
     def fill(self, captions: Iterable[str], progress: Progress) -> None:
         """Encodes captions ahead, where they are kept; `progress` is told after each."""
-        missing = [one for one in dict.fromkeys(captions) if one not in self._kept]
+        missing = [*dict.fromkeys(captions)]
         if self._trained:
             return
         for done, caption in enumerate(missing, start=1):
             self.conditioning(caption)
             progress(done, len(missing))
 
-    def _made(self, caption: str) -> Conditioning:
+    def _keep(self, prompt: str, encoded: Conditioning) -> None:
+        """Keeps it in memory, where what was not asked for longest goes when there is too much."""
+        self._kept[prompt] = encoded
+        self._kept_bytes += _bytes_of(encoded)
+        while self._kept_bytes > self._most_bytes and len(self._kept) > 1:
+            self._kept_bytes -= _bytes_of(self._kept.popitem(last=False)[1])
+
+    def _made(self, prompt: str) -> Conditioning:
         with torch.no_grad():
-            encoded = detached(self._encoded(caption))
+            encoded = detached(self._encoded(prompt))
         if self._folder is not None:
             tensors, text = pack(encoded)
-            path = self._path(self._folder, caption)
+            path = self._path(self._folder, prompt)
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 replace_bytes(path, save(apart(tensors), {"conditioning": text}))
@@ -97,11 +113,11 @@ class CaptionEncoder:
                 ) from error
         return encoded
 
-    def _read(self, caption: str) -> Conditioning | None:
+    def _read(self, prompt: str) -> Conditioning | None:
         """Returns what a run before has kept, or None."""
         if self._folder is None:
             return None
-        path = self._path(self._folder, caption)
+        path = self._path(self._folder, prompt)
         try:
             with safe_open(path, "pt") as file:
                 text = (file.metadata() or {}).get("conditioning", "")
@@ -110,22 +126,31 @@ class CaptionEncoder:
         except (OSError, SafetensorError, TrainingError):  # not there, or cut off by a crash
             return None
 
-    def _path(self, folder: Path, caption: str) -> Path:
+    def _path(self, folder: Path, prompt: str) -> Path:
         if not self._digest:
             layer = str(getattr(self._clip, "layer_idx", None))
             self._digest = digest_of_weights(self._clip.cond_stage_model, layer)
-        parts = "\n".join((FORM, self._digest, caption))
+        parts = "\n".join((FORM, self._digest, prompt))
         key = hashlib.blake2b(parts.encode(), digest_size=20).hexdigest()
         return folder / key[:2] / f"{key}.safetensors"
 
-    def _encoded(self, caption: str) -> Conditioning:
+    def _encoded(self, prompt: str) -> Conditioning:
         self.made += 1
-        tokens = self._clip.tokenize(BARE_BRACKET.sub(r"\\\1", caption))
+        tokens = self._clip.tokenize(prompt)
         with OutOfPlace():
             encoded: dict[str, Any] = self._clip.encode_from_tokens(
                 tokens, return_pooled=True, return_dict=True
             )
         return [[encoded.pop("cond"), encoded]]
+
+
+def _bytes_of(value: Any) -> int:
+    """Returns the bytes of all tensors in a conditioning."""
+    if isinstance(value, Tensor):
+        return value.nbytes
+    if isinstance(value, Mapping):
+        return sum(map(_bytes_of, value.values()))
+    return sum(map(_bytes_of, value)) if isinstance(value, list) else 0
 
 
 def detached(conditioning: Conditioning) -> Conditioning:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import comfy.model_management
 import torch
@@ -18,7 +18,7 @@ from comfy.sd import CLIP, VAE
 from comfy.utils import ProgressBar
 from torch import Tensor
 
-from ...algorithms.errors import TrainingError, listed
+from ...algorithms.errors import DatasetError, TrainingError, listed
 from ...algorithms.formats.parse import AdapterSet
 from ...algorithms.training.config import TrainingConfig, steps_of
 from ...algorithms.training.dataset import Dataset, Draw, LatentSource
@@ -37,6 +37,9 @@ from .training_output import Output
 from .training_view import TrainingView
 
 Draws = tuple[Draw, ...]
+T = TypeVar("T")
+MOST_LEFT_OUT = 50
+"""Steps without finite gradients that a run puts up with in a row: fp16 finds its scale in fewer."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,14 +99,13 @@ class Session:
         compute_in(self._model, config.precision)
         if config.noise.zero_terminal_snr:
             end_in_pure_noise(self._model)
-        self._clip = None if models.clip is None else _clip_for_training(models.clip)
+        self._trains_clip = config.layers.text_encoders
+        self._clip = models.clip
+        if models.clip is not None and self._trains_clip:
+            self._clip = _clip_for_training(models.clip)
         self._losses: list[tuple[int, float]] = []
         self._validated: list[tuple[int, float]] = []
-        self._left_out = 0
-
-    @property
-    def _trains_clip(self) -> bool:
-        return self._config.layers.text_encoders and self._clip is not None
+        self._left_out = self._in_a_row = 0
 
     def run(self) -> Outcome:
         """Trains, and returns the adapter with the name of its file.
@@ -128,7 +130,7 @@ class Session:
         with ExitStack() as stack:
             stack.callback(self._output.close)
             stack.enter_context(host_in_training())
-            for patcher in self._patchers(with_clip=True):
+            for patcher in self._patchers():
                 stack.enter_context(gradients(patcher.model))
                 stack.callback(patcher.detach)
             try:
@@ -155,6 +157,7 @@ class Session:
             self._clip if self._trains_clip else None,
             config,
             torch.bfloat16 if config.adapter_precision == "bf16" else torch.float32,
+            self._counting("Starting layer"),
         )
         self._put_on(network)
         work = _Work(self._model, latents, texts, config.loss.prior_loss_weight, self._load)
@@ -169,9 +172,10 @@ class Session:
         """Returns what makes conditionings of captions, those of the first epoch ahead."""
         if self._clip is None:
             return None
-        on_disk = self._config.cache == "disk"
+        on_disk = self._config.cache == "disk" and not examples.captions.vary
         texts = CaptionEncoder(self._clip, trained=self._trains_clip, on_disk=on_disk)
-        captions = [one.caption for draws in self._epoch(examples) for one in draws]
+        draws = self._epoch(examples, self._output.epoch)
+        captions = [one.caption for several in draws for one in several]
         texts.fill(captions, self._counting("Encoding caption"))
         return texts
 
@@ -248,7 +252,7 @@ class Session:
                     return
                 comfy.model_management.throw_exception_if_processing_interrupted()
         except BaseException:
-            if run.done > began:
+            if run.done > began and run.is_whole:
                 name = self._output.checkpoint(run)
                 self._view.finished(f"It ended early, at step {run.done}.", name)
             raise
@@ -262,6 +266,12 @@ class Session:
 
     def _show(self, step: Step) -> None:
         self._left_out += step.skipped
+        self._in_a_row = self._in_a_row + 1 if step.skipped else 0
+        if self._in_a_row >= MOST_LEFT_OUT:
+            raise TrainingError(
+                f"The gradients of {MOST_LEFT_OUT} steps in a row were not finite, so that nothing "
+                "was learned in them. Train in fp32 or bf16, or at a lower learning rate."
+            )
         self._losses.append((step.number, step.loss))
         rate = next(iter(step.rates.values()))
         self._view.step(step.number, step.loss, rate, step.seconds)
@@ -275,9 +285,9 @@ class Session:
         with run.as_used() as network:
             network.begin_step(None, torch.Generator().manual_seed(samples.seed))
             sizes = _whole_picture(samples.width_px, samples.height_px)
-            negative = texts.conditioning(samples.negative, **sizes)
+            negative = texts.conditioning(samples.negative, as_prompt=True, **sizes)
             for prompt in samples.prompts:
-                positive = texts.conditioning(prompt, **sizes)
+                positive = texts.conditioning(prompt, as_prompt=True, **sizes)
                 picture = draw(self._model, self._vae, positive, negative, samples)
                 self._view.sample(step, picture, prompt)
         self._load()
@@ -304,8 +314,7 @@ class Session:
 
     def _load(self) -> None:
         """Lets the host bring what is trained to the device; nothing is done where it is there."""
-        patchers = self._patchers(with_clip=self._trains_clip)
-        comfy.model_management.load_models_gpu(patchers)
+        comfy.model_management.load_models_gpu(self._patchers(), self._memory_bytes())
         self._model.pre_run()
 
     def _put_on(self, network: Network) -> None:
@@ -316,8 +325,20 @@ class Session:
             patcher = self._clip.patcher
             train_on(patcher, network.on("clip", patcher.model, checkpointing=checkpointing))
 
-    def _patchers(self, *, with_clip: bool) -> list[ModelPatcher]:
-        return [self._model, *([self._clip.patcher] if with_clip and self._clip else [])]
+    def _patchers(self) -> list[ModelPatcher]:
+        """Returns what is trained."""
+        clip = self._clip if self._trains_clip else None
+        return [self._model, *([] if clip is None else [clip.patcher])]
+
+    def _memory_bytes(self) -> float:
+        """Returns about how much a step needs beside the weights, so that the host makes room for it.
+
+        The host knows it of a call without gradients, and the activations of all blocks are kept.
+        """
+        side = self._config.resolution_px // 8
+        shape = [self._config.batch_size, 4, side, side]
+        kept = 1.5 if self._config.gradient_checkpointing else 6.0
+        return kept * self._model.memory_required(shape)
 
     def _counting(self, what: str) -> Callable[[int, int], None]:
         """Returns what shows how many are done, and ends where the user cancels."""
@@ -340,9 +361,9 @@ class Session:
             if self._losses
             else f"It was at step {run.done} already: raise steps to train it further.",
             f"Saved as {name}.",
+            *_without_effect(config, examples),
             *network.notes,
-            *config.method.warnings(),
-            *config.optimizer.warnings(),
+            *config.warnings(),
             *examples.notes,
         ]
         if self._left_out:
@@ -376,8 +397,8 @@ class _Work:
     def load(self, draws: Draws) -> Batch:
         """Returns the latents as the model takes them in, on its device, with their masks."""
         made = self._latents.made
-        latent = torch.stack([self._latents.latent(one) for one in draws])
-        masks = [self._latents.mask(one) for one in draws]
+        latent = torch.stack([self._of(one, self._latents.latent) for one in draws])
+        masks = [self._of(one, self._latents.mask) for one in draws]
         if self._latents.made != made:
             self._load()  # the VAE may have taken the model's place
         device = self._model.load_device
@@ -419,6 +440,19 @@ class _Work:
             target_height=told.target_px[1],
         )
 
+    def _of(self, draw: Draw, read: Callable[[Draw], T]) -> T:
+        """Returns what is read of a draw.
+
+        Raises:
+            DatasetError: Its file is damaged or gone; the message tells which.
+        """
+        try:
+            return read(draw)
+        except DatasetError as error:
+            raise DatasetError(
+                f"{draw.item.name}: {error}. Put it back, or take it out of the folder."
+            ) from error
+
     def _weight(self, draw: Draw) -> float:
         return self._prior_weight if draw.item.regularization else 1.0
 
@@ -426,6 +460,7 @@ class _Work:
 def _clip_for_training(clip: CLIP) -> CLIP:
     clone = clip.clone()
     clone.patcher = for_training(clip.patcher)
+    clone.cond_stage_model = clone.patcher.model  # newer hosts load another one to train on
     return clone
 
 
@@ -452,6 +487,14 @@ def _require_parts(models: Models, dataset: Dataset, config: TrainingConfig) -> 
             "Conditionings are made already, so the text encoders cannot learn from them: turn "
             "text_encoders off, or train on pictures with captions."
         )
+
+
+def _without_effect(config: TrainingConfig, examples: Dataset) -> list[str]:
+    """Returns sentences on what was asked for and has no effect."""
+    latents = all(isinstance(item.source, LatentSource) for item in examples.items)
+    if latents and any(item.size_px != (config.resolution_px,) * 2 for item in examples.items):
+        return ["Latents are trained in the size that they have: resolution had no effect."]
+    return []
 
 
 def _stacked(masks: Sequence[Tensor | None], latent: Tensor) -> Tensor | None:

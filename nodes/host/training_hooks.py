@@ -6,6 +6,7 @@ to. What the modules hold are ordinary tensors after that: the host loads models
 and such tensors cannot be part of a gradient.
 """
 
+import itertools
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,7 +20,8 @@ from comfy.patcher_extension import PatcherInjection
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ...algorithms.errors import UnsupportedLayerError
+from ...algorithms.dispatch import Dispatcher
+from ...algorithms.errors import TrainingError, UnsupportedLayerError
 from ...algorithms.layers import Layer
 from ...algorithms.training.trainable import TrainableAdapter
 from .casting import casting_forwards
@@ -48,12 +50,21 @@ class _Standing:
     """The instance attribute that it replaced; None where `forward` came from the class."""
 
     def remove(self) -> None:
+        """Puts back what it stood in for, but for adapters that have been taken off meanwhile.
+
+        The host ejects in the order in which it has injected: what stands below is gone first.
+        """
         if self.module.__dict__.get("forward") is not self.forward:
             return
-        if self.shadowed is None:
+        below = self.shadowed
+        owner = getattr(below, "__self__", None)
+        while isinstance(owner, Dispatcher) and owner.is_retired:
+            below = owner.original
+            owner = getattr(below, "__self__", None)
+        if below is None or owner is self.module:
             del self.module.forward
         else:
-            self.module.forward = self.shadowed
+            self.module.forward = below
 
 
 def for_training(patcher: ModelPatcher) -> ModelPatcher:
@@ -126,9 +137,15 @@ def _clone(patcher: ModelPatcher) -> ModelPatcher:
     ComfyUI 0.28 can stage weights through buffers that the next layer overwrites.
     """
     is_dynamic = getattr(patcher, "is_dynamic", None)
-    if is_dynamic is not None and is_dynamic():
-        return patcher.clone(disable_dynamic=True)
-    return patcher.clone()
+    if is_dynamic is None or not is_dynamic():
+        return patcher.clone()
+    if getattr(patcher, "cached_patcher_init", None) is None:
+        raise TrainingError(
+            "This model does not say how it was loaded, so that it cannot be held in memory while "
+            "it is trained: start ComfyUI with --disable-dynamic-vram, or load it by ComfyUI's own "
+            "nodes."
+        )
+    return patcher.clone(disable_dynamic=True)
 
 
 def _inject(patcher: ModelPatcher) -> None:
@@ -175,8 +192,19 @@ def _stand(module: nn.Module, path: str, adapter: TrainableAdapter) -> _Standing
     layer = layer_of(module)
     if layer is None:
         raise UnsupportedLayerError(f"{path} is no layer that can be trained")
-    original = module.forward
-    return _replace(module, partial(_changed, adapter, replace(layer, run=original), original))
+    # Every change is computed from the base, also beside adapters that stand there already.
+    original: Callable[..., Tensor] = module.forward
+    base = _without_adapters(original)
+    return _replace(module, partial(_changed, adapter, replace(layer, run=base), original))
+
+
+def _without_adapters(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Returns what a module computes without the adapters of this pack that stand on it."""
+    owner = getattr(forward, "__self__", None)
+    while isinstance(owner, Dispatcher):
+        forward = owner.original
+        owner = getattr(forward, "__self__", None)
+    return forward
 
 
 def _replace(module: nn.Module, forward: Callable[..., Any]) -> _Standing:
@@ -194,15 +222,33 @@ def _changed(
     **kwargs: Any,
 ) -> Tensor:
     """Computes a module and what is learned beside it."""
+    assert layer.run is not None
     y = original(x, *args, **kwargs)
-    return y + adapter.change(x, y, layer).to(y.dtype)
+    base = layer.run(x) if adapter.form.needs_weight and layer.run is not original else y
+    return y + adapter.change(x, base, layer).to(y.dtype)
 
 
 def _recomputed(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Computes a block without keeping its activations."""
+    """Computes a block without keeping its activations.
+
+    The host tells blocks where they are by one table that it goes on writing to: the second time a
+    block gets a copy as it was the first time.
+    """
     if not torch.is_grad_enabled():
         return original(*args, **kwargs)
-    return checkpoint(original, *args, use_reentrant=False, **kwargs)
+    then = [dict(one) if isinstance(one, dict) else None for one in (*args, *kwargs.values())]
+    calls = itertools.count()
+
+    def compute(*values: Any) -> Any:
+        if next(calls):
+            values = tuple(
+                value if kept is None else dict(kept)
+                for value, kept in zip(values, then, strict=True)
+            )
+        own = len(args)
+        return original(*values[:own], **dict(zip(kwargs, values[own:], strict=True)))
+
+    return checkpoint(compute, *args, *kwargs.values(), use_reentrant=False)
 
 
 def _in_new_tensors(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -12,6 +12,7 @@ from torch import Generator, nn
 from ...algorithms.adapters import Adapter
 from ...algorithms.errors import ShapeError, TrainingError, UnsupportedLayerError, listed
 from ...algorithms.families.blocks import Section
+from ...algorithms.formats.read import Progress, no_progress
 from ...algorithms.training.config import OF_THE_METHOD, TrainingConfig
 from ...algorithms.training.kohya_blocks import rules_of_arguments
 from ...algorithms.training.methods import METHODS, MethodConfig
@@ -72,7 +73,11 @@ class Network:
 
 
 def build_network(
-    model: ModelPatcher, clip: CLIP | None, config: TrainingConfig, adapter_dtype: torch.dtype
+    model: ModelPatcher,
+    clip: CLIP | None,
+    config: TrainingConfig,
+    adapter_dtype: torch.dtype,
+    progress: Progress = no_progress,
 ) -> Network:
     """Makes what learns, at its start.
 
@@ -81,6 +86,7 @@ def build_network(
         clip: The text encoders, where they learn too.
         config: Method, layers and rates.
         adapter_dtype: Of the parameters.
+        progress: Told how many layers of how many have their start: some take seconds each.
 
     Raises:
         TrainingError: A rule is wrong, or no layer is left to train.
@@ -95,7 +101,8 @@ def build_network(
     sites: list[Site] = []
     left_out: dict[str, str] = {}
     together = single_rate(config.optimizer.name)
-    for chosen in placed.chosen:
+    for number, chosen in enumerate(placed.chosen, start=1):
+        progress(number, len(placed.chosen))
         layer = chosen.layer
         own = _method_of(config.method, chosen)
         try:
@@ -106,7 +113,12 @@ def build_network(
         if start is None:
             continue
         adapters[layer.name] = TrainableAdapter(
-            start, own, dtype=adapter_dtype, plus_ratio=own.ratio, reparametrized=together
+            start,
+            own,
+            dtype=adapter_dtype,
+            plus_ratio=own.ratio,
+            reparametrized=together,
+            sees_noise=layer.section == "model",
         ).to(device)
         sites.append(Site(layer.name, layer.section, layer.target.module, chosen.rate))
     if not adapters:

@@ -42,6 +42,8 @@ class _Saved:
     """Name of the adapter that was written with it."""
     session_id: int
     started_at: float
+    checkpoints: list[str]
+    """Names of the files of moments, the oldest first."""
 
 
 class Output:
@@ -62,7 +64,12 @@ class Output:
         self._started_at = self._saved.started_at if self._saved else time.time()
         self._network: Network | None = None
         self._begun: Begun | None = None
-        self._checkpoints: list[str] = []
+        self._checkpoints = [*self._saved.checkpoints] if self._saved else []
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that the run begins or goes on in, from 0."""
+        return self._saved.run["epoch"] if self._saved else 0
 
     @property
     def session(self) -> tuple[int, float]:
@@ -76,6 +83,7 @@ class Output:
             TrainingError: Nothing can be written.
         """
         self._network, self._begun = network, begun
+        facts_of(begun, self._name, 0, 0, time.time())  # what cannot be told shows before a step
         if self._saved is None:
             self._name = free_name(self._name)
 
@@ -95,9 +103,9 @@ class Output:
             TrainingError: Something cannot be written; what was written before is still there.
         """
         name = _unused(checkpoint_name(self._name, run.done))
+        self._checkpoints.append(name)
         self._write_state(run, name)
         self._write_adapter(run, name)
-        self._checkpoints.append(name)
         keep = self._config.keep_checkpoints
         while keep and len(self._checkpoints) > keep:
             with suppress(OSError):  # somebody has it open, or took it away
@@ -131,6 +139,7 @@ class Output:
             "file": name,
             "session_id": self._session_id,
             "started_at": self._started_at,
+            "checkpoints": self._checkpoints,
         }
         tensors, text = pack(state)
         write_state(self._name, tensors, text)
@@ -151,7 +160,8 @@ class Output:
                 module: tuple(adapter.to("cpu") for adapter in several)
                 for module, several in self._network.adapters().items()
             }
-        return AdapterSet(f"{name}{ENDING}", adapters, AdapterMetadata(metadata_of(facts)))
+        strings = metadata_of(facts, minimal=not self._config.training_details)
+        return AdapterSet(f"{name}{ENDING}", adapters, AdapterMetadata(strings))
 
 
 def _read(name: str) -> _Saved:
@@ -163,6 +173,7 @@ def _read(name: str) -> _Saved:
         state["file"],
         state["session_id"],
         state["started_at"],
+        state["checkpoints"],
     )
 
 
