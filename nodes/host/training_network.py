@@ -100,6 +100,7 @@ def build_network(
     adapters: dict[str, TrainableAdapter] = {}
     sites: list[Site] = []
     left_out: dict[str, str] = {}
+    not_taken: list[str] = []
     together = single_rate(config.optimizer.name)
     for number, chosen in enumerate(placed.chosen, start=1):
         progress(number, len(placed.chosen))
@@ -111,6 +112,7 @@ def build_network(
             left_out[layer.name] = str(error)
             continue
         if start is None:
+            not_taken.append(layer.name)
             continue
         adapters[layer.name] = TrainableAdapter(
             start,
@@ -125,6 +127,8 @@ def build_network(
         why = next(iter(left_out.values()), "the method takes none of the layers that are chosen")
         raise TrainingError(f"{config.method.method} trains nothing here: {why.rstrip('.')}.")
     notes = [*placed.describe().splitlines()]
+    if not_taken:
+        notes.append(f"Of these the method does not take {listed(not_taken, 2)}.")
     if left_out:
         reasons = [f"{name} ({why})" for name, why in left_out.items()]
         notes.append(f"Layers that cannot have this method: {listed(reasons, 2)}.")

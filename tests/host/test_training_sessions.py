@@ -222,6 +222,21 @@ def test_a_block_whose_rate_is_zero_is_not_in_the_file():
     assert same(by_rules, by_arguments)
 
 
+def test_a_report_says_what_was_trained_and_how_it_went():
+    outcome = Trial(settings(steps=4)).run()
+    found = losses(outcome)
+    assert outcome.report.splitlines() == [
+        "LoRA-LierLa of 14 layers, 57,344 numbers, 4 steps over 1 pictures.",
+        f"Loss {found[0]:.4g} at first, {sum(found[2:]) / 2:.4g} over the last steps.",
+        "Saved as cat.safetensors.",
+        "OUT03: on  16 layers",
+        "ALL: off   118 layers",
+        "Trained: 16 of 118 layers of the model.",
+        "Of these the method does not take lora_unet_up_blocks_1_resnets_1_conv1, "
+        "lora_unet_up_blocks_1_resnets_1_conv2.",
+    ]
+
+
 def test_a_rule_gives_layers_a_method_and_a_rank_of_their_own():
     rules = "OUT03.attn1: method=LoKr factor=8\nOUT03.attn2: rank=2 alpha=1\nOUT03: on\nALL: off"
     found = tensors(Trial(settings(rules=rules, steps=1)).run().name)
