@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +138,7 @@ class CaptionEncoder:
     def _encoded(self, prompt: str) -> Conditioning:
         self.made += 1
         tokens = self._clip.tokenize(prompt)
-        with OutOfPlace():
+        with OutOfPlace() if self._trained else nullcontext():
             encoded: dict[str, Any] = self._clip.encode_from_tokens(
                 tokens, return_pooled=True, return_dict=True
             )

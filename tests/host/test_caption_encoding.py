@@ -7,6 +7,7 @@ import folder_paths
 import pytest
 import torch
 
+from anyadapter.nodes.host import caption_encoding
 from anyadapter.nodes.host.caption_encoding import CaptionEncoder
 from anyadapter.nodes.host.training_hooks import gradients
 from base_directory import cached_checkpoint
@@ -101,3 +102,22 @@ def test_gradients_flow_through_encoders_that_learn(clip: comfy.sd.CLIP) -> None
     assert shift.grad is not None
     assert shift.grad.abs().sum() > 0
     assert encoder.made == 2
+
+
+def test_brackets_of_a_prompt_are_weights(clip: comfy.sd.CLIP) -> None:
+    encoder = CaptionEncoder(clip, trained=False)
+    with torch.inference_mode(False):
+        ((prompt, _),) = encoder.conditioning("a (cat:1.5)", as_prompt=True)
+    assert torch.equal(prompt, clip.encode_from_tokens(clip.tokenize("a (cat:1.5)")))
+    assert not torch.equal(prompt, encoded(encoder, "a (cat:1.5)"))
+
+
+def test_captions_in_memory_have_a_bound(
+    clip: comfy.sd.CLIP, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = encoded(CaptionEncoder(clip, trained=False), "a cat").nbytes
+    monkeypatch.setattr(caption_encoding, "MOST_BYTES", int(2.5 * size))
+    encoder = CaptionEncoder(clip, trained=False)
+    for caption in ("a", "b", "a", "c", "a", "b"):  # b goes when c comes
+        encoded(encoder, caption)
+    assert encoder.made == 4

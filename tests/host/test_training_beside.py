@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder_paths.filename_list_cache.pop("loras", None)
 
 
-def learned(**changes: Any) -> AdapterSet:
+@cache
+def learned() -> AdapterSet:
     """Returns an adapter away from its start."""
-    return Trial(settings(EVERYWHERE, rate=1e-2, **changes), name="first").run().adapter_set
+    return Trial(settings(EVERYWHERE, rate=1e-2), name="first").run().adapter_set
 
 
 def with_adapter(adapter_set: AdapterSet) -> ModelPatcher:
@@ -67,18 +69,18 @@ def test_what_is_trained_beside_a_loaded_adapter_adds_to_it() -> None:
     assert losses(beside) == losses(again) != losses(bare)
 
 
-@pytest.mark.parametrize("method", ["Diag-OFT", "(IA)^3", "LoRA-LierLa"])
+@pytest.mark.parametrize("method", ["Diag-OFT", "(IA)^3"])
 def test_every_change_is_computed_from_the_base(method: str) -> None:
     """A turn of what an adapter adds would be another change than the file makes later."""
     loaded = with_adapter(learned())
     config = settings(
         EVERYWHERE, rate=1e-2, method=MethodConfig(method, rank=4, alpha=4.0), steps=2
     )
-    view_before = Trial(config, name="turned", model=loaded).run()
-    both = adapt(Wish("turned", trained=view_before.adapter_set), loaded, None).model
+    turned = Trial(config, name="turned", model=loaded).run()
+    both = adapt(Wish("turned", trained=turned.adapter_set), loaded, None).model
     resumed = Trial(replace(config, steps=3), name="turned", model=loaded).run(resume=True)
     fresh = Trial(
-        settings("IN01.attn2: on\nALL: off", rate=0.0 + 1e-9, steps=3), name="fresh", model=both
+        settings("IN01.attn2: on\nALL: off", rate=1e-9, steps=3), name="fresh", model=both
     ).run()
     # The third step of both sees the same model: once as it is trained, once as its file is loaded.
     assert losses(fresh)[2] == pytest.approx(losses(resumed)[0], rel=1e-5)
