@@ -362,6 +362,7 @@ class Session:
             else f"It was at step {run.done} already: raise steps to train it further.",
             f"Saved as {name}.",
             *_without_effect(config, examples),
+            *self._output.notes(),
             *network.notes,
             *config.warnings(),
             *examples.notes,

@@ -44,6 +44,8 @@ class _Saved:
     started_at: float
     checkpoints: list[str]
     """Names of the files of moments, the oldest first."""
+    pictures: list[str]
+    """Names of what was trained on."""
 
 
 class Output:
@@ -86,6 +88,19 @@ class Output:
         facts_of(begun, self._name, 0, 0, time.time())  # what cannot be told shows before a step
         if self._saved is None:
             self._name = free_name(self._name)
+
+    def notes(self) -> tuple[str, ...]:
+        """Returns what a run that goes on has other than it had, as sentences."""
+        if self._saved is None or self._saved.pictures == self._pictures():
+            return ()
+        return (
+            "The pictures are others than those that the run began with: what comes out is not what "
+            "it would have been without a cut.",
+        )
+
+    def _pictures(self) -> list[str]:
+        assert self._begun is not None, "states are written after begin"
+        return [item.name for item in self._begun.dataset.items]
 
     def load_into(self, run: Run[Any]) -> None:
         """Puts the state into a run that goes on from it.
@@ -140,6 +155,7 @@ class Output:
             "session_id": self._session_id,
             "started_at": self._started_at,
             "checkpoints": self._checkpoints,
+            "pictures": self._pictures(),
         }
         tensors, text = pack(state)
         write_state(self._name, tensors, text)
@@ -174,6 +190,7 @@ def _read(name: str) -> _Saved:
         state["session_id"],
         state["started_at"],
         state["checkpoints"],
+        state["pictures"],
     )
 
 

@@ -210,3 +210,13 @@ def test_a_server_that_dies_leaves_a_state_to_go_on_from(
     name = resumed(server, scene, "killed", step + 3, **own)
     assert name == "killed.safetensors"
     assert same(prompts.tensors(server, name), uncut(server, scene, step + 3, **own))
+
+
+def test_other_pictures_are_told_where_a_run_goes_on(folder: Path):
+    del folder
+    trial = Trial(settings(steps=1))
+    trial.run()
+    longer = replace(trial, config=settings(steps=2))
+    assert "pictures are others" not in longer.run(resume=True).report
+    more = replace(trial, data=dataset(item(0), item(1)), config=settings(steps=3))
+    assert "The pictures are others than those" in more.run(resume=True).report
