@@ -96,7 +96,7 @@ def make_example_pictures(path: Path) -> None:
     """Puts what the workflow train_lora trains on into the input folder: pictures with captions."""
     from PIL import ImageEnhance
 
-    from demo import draw_lighthouse
+    from lighthouse import draw_lighthouse
 
     folder = path / "input" / "my_pictures"
     folder.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""Draws pictures with adapters of several methods in a real ComfyUI, on one labelled sheet."""
+"""Draws pictures with adapters of several methods in a real ComfyUI, and trains two, on two sheets."""
 
 import math
 import os
@@ -14,15 +14,16 @@ from torch import Tensor
 
 from base_directory import CHECKPOINT_NAME, HOST_BASE, make_base_directory, make_example_adapters
 from comfy_server import ComfyServer
+from demo_training import draw_training, put_training_picture
+from lighthouse import draw_lighthouse
 from made_adapters import file_name
 from small_world import LATENT_REACH
 from workflows import node, read_latent, saved_file, text_to_image
 
 SHEET = HOST_BASE.with_name("demo.png")
-PICTURE_PX = 256
+TRAINING_SHEET = HOST_BASE.with_name("demo_training.png")
 SHOWN_PX = 128
 """Two screen pixels for each of the latent, so that all methods fit on one sheet."""
-PICTURE_LATENT = PICTURE_PX // 8
 DENOISE = 0.7
 """Weights that were never trained cannot draw, but they can colour what is drawn."""
 LIGHTHOUSE = "lighthouse.png"
@@ -58,13 +59,14 @@ class Drawn:
 
 
 def main() -> None:
-    """Draws the sheet and says where it is."""
+    """Draws the sheets and says where they are."""
     started = time.monotonic()
     print("Making a small checkpoint and one adapter of each method ...", flush=True)
     make_base_directory(HOST_BASE)
     methods = make_example_adapters(HOST_BASE)
     print("Starting ComfyUI ...", flush=True)
     draw_lighthouse().save(HOST_BASE / "input" / LIGHTHOUSE)
+    put_training_picture(HOST_BASE)
     with ComfyServer(Path(os.environ["COMFYUI_PATH"]), HOST_BASE) as server:
         base = draw(server)
         sheet = Sheet(rows=len(methods))
@@ -83,8 +85,10 @@ def main() -> None:
             sheet.write_number(row, 4, f"largest {difference.max().item():.1e}")
             seconds = time.monotonic() - started
             print(f"  {row + 1} of {len(methods)}: {method} ({seconds:.0f} s)", flush=True)
-    sheet.image.save(SHEET)
-    print(f"The contact sheet is {SHEET}")
+        sheet.image.save(SHEET)
+        print(f"The contact sheet is {SHEET}", flush=True)
+        draw_training(server).save(TRAINING_SHEET)
+    print(f"The sheet of trainings is {TRAINING_SHEET}")
 
 
 def loader(method: str, strength: float, mode: str = "hook") -> Loader:
@@ -110,22 +114,6 @@ def draw(server: ComfyServer, *loaders: Loader) -> Drawn:
     report = history["outputs"].get("adapter_1", {"text": [""]})["text"][0]
     picture = Image.open(saved_file(server, history)).convert("RGB")
     return Drawn(picture, read_latent(server, history, "latent"), report)
-
-
-def draw_lighthouse() -> Image.Image:
-    """Returns a picture in blocks of 8x8 pixels, as the small checkpoint's VAE sees pictures."""
-    image = Image.new("RGB", (PICTURE_LATENT, PICTURE_LATENT), "#7fb4e0")
-    pen = ImageDraw.Draw(image)
-    pen.ellipse((2, 2, 7, 7), "#ffe27a")
-    pen.polygon([(18, 6), (31, 1), (31, 10)], "#fff6c8")
-    pen.rectangle((0, 24, 31, 31), "#2c5f8f")
-    pen.ellipse((6, 22, 26, 34), "#5b6b52")
-    pen.polygon([(13, 9), (18, 9), (20, 25), (11, 25)], "#f4f1ea")
-    for top in (12, 17, 22):
-        pen.rectangle((12, top, 19, top + 1), "#c8402f")
-    pen.rectangle((14, 5, 17, 8), "#ffd84a")
-    pen.rectangle((13, 3, 18, 4), "#8e2b20")
-    return image.resize((PICTURE_PX, PICTURE_PX), Image.Resampling.NEAREST)
 
 
 def picture_of(difference: Tensor, amplified: float) -> Image.Image:
