@@ -106,7 +106,9 @@ def main(arguments: list[str]) -> int:
         "and ANYADAPTER_CHROMIUM the browser to test the page with.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands.add_parser("demo", help="draw pictures with several adapters in a real ComfyUI")
+    commands.add_parser(
+        "demo", help="draw pictures with several adapters in a real ComfyUI, and train two"
+    )
     test = commands.add_parser("test", help="run the tests; all that follows goes to pytest")
     test.add_argument("pytest_arguments", nargs="*", metavar="...")
     serve = commands.add_parser("serve", help="start a ComfyUI with the pack and its workflows")
@@ -114,7 +116,7 @@ def main(arguments: list[str]) -> int:
     check = commands.add_parser("check", help="check format, style and types")
     check.add_argument("--fix", action="store_true", help="format, and mend what can be mended")
     bench = commands.add_parser(
-        "bench", help="measure beside ComfyUI's own loaders; `bench --help` says how much of it"
+        "bench", help="measure beside ComfyUI's own nodes; `bench --help` says how much of it"
     )
     bench.add_argument("bench_arguments", nargs="*", metavar="...")
 
@@ -144,7 +146,7 @@ def main(arguments: list[str]) -> int:
 
 
 def run_demo() -> int:
-    """Draws the contact sheet."""
+    """Draws the contact sheet, and that of trainings."""
     python, environment = prepare(COMFYUI_PACKAGES, ADAPTER_MAKERS)
     return run_in_foreground([python, ROOT / "tests/support/demo.py"], environment)
 
@@ -212,7 +214,7 @@ def run_checks(*, fix: bool) -> int:
 
 
 def run_benchmarks(arguments: Sequence[str]) -> int:
-    """Measures what adapters cost."""
+    """Measures what adapters and their training cost."""
     python, environment = prepare(COMFYUI_PACKAGES, ADAPTER_MAKERS)
     environment["PYTHONPATH"] = str(ROOT / "tests/support")
     return run_in_foreground([python, ROOT / "benchmarks/compare.py", *arguments], environment)

@@ -192,7 +192,11 @@ def _sheet(picture: Image.Image, before: Drawn, trained: list[Drawn]) -> Image.I
     )
     pen.text((GAP_PX, GAP_PX + 36), told, "#444", small)
 
-    names = ["the training picture, in the VAE's blocks", "before", *(f"after, {one.method}" for one in METHODS)]
+    names = [
+        "the training picture, in the VAE's blocks",
+        "before",
+        *(f"after, {one.method}" for one in METHODS),
+    ]
     shown = [picture, before.picture, *(one.picture for one in trained)]
     distances = [None, before.distance, *(one.distance for one in trained)]
     for column, (name, one, distance) in enumerate(zip(names, shown, distances, strict=True)):
