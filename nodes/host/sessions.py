@@ -351,11 +351,12 @@ class Session:
 
     def _report(self, run: Run[Draws], network: Network, examples: Dataset, name: str) -> str:
         """Returns what was done, for people."""
-        config = self._config
+        config, count = self._config, len(examples.items)
+        pictures = "1 picture" if count == 1 else f"{count} pictures"
         first = self._losses[0][1] if self._losses else float("nan")
         lines = [
             f"{config.method.method} of {len(network.sites)} layers, {network.parameters:,} numbers, "
-            f"{run.done} steps over {len(examples.items)} pictures, learning rate "
+            f"{run.done} steps over {pictures}, learning rate "
             f"{config.optimizer.learning_rate:g}.",
             f"Loss {first:.4g} at first, {_mean_of_last(self._losses):.4g} over the last steps."
             if self._losses

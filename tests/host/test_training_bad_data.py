@@ -78,7 +78,7 @@ def test_what_is_good_is_trained_on_and_what_is_not_is_named(server: ComfyServer
 
 def test_one_picture_is_enough(server: ComfyServer):
     history = server.run(training(fill(server, "single", "cmyk.jpg"), batch_size=4, steps=2))
-    assert "2 steps over 1 pictures" in report(history)
+    assert "2 steps over 1 picture" in report(history)
 
 
 def test_one_picture_cannot_be_held_out(server: ComfyServer):

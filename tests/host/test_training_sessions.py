@@ -226,7 +226,7 @@ def test_a_report_says_what_was_trained_and_how_it_went():
     outcome = Trial(settings(steps=4)).run()
     found = losses(outcome)
     assert outcome.report.splitlines() == [
-        "LoRA-LierLa of 14 layers, 57,344 numbers, 4 steps over 1 pictures, learning rate 0.001.",
+        "LoRA-LierLa of 14 layers, 57,344 numbers, 4 steps over 1 picture, learning rate 0.001.",
         f"Loss {found[0]:.4g} at first, {sum(found[2:]) / 2:.4g} over the last steps.",
         "Saved as cat.safetensors.",
         "OUT03: on  16 layers",
