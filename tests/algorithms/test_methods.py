@@ -183,7 +183,7 @@ def test_values_without_meaning_are_refused() -> None:
     refuses("conv_rank is -1", conv_rank=-1)
     refuses("alpha is 0.0; it scales", alpha=0.0)
     refuses("alpha is nan", alpha=float("nan"))
-    refuses("plus_ratio is 0.0", plus_ratio=0.0)
+    refuses("plus_ratio is -1.0", plus_ratio=-1.0)
     refuses("module_dropout is 1.0; set it to 0 or more, and below 1", module_dropout=1.0)
     refuses("dropout is -0.1", dropout=-0.1)
     refuses("4 ranks at a time, which do not divide 6 ranks", method="DyLoRA", rank=6)

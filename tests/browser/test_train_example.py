@@ -77,6 +77,7 @@ def test_the_example_opens_trains_and_draws_with_the_adapter(
         "validation_share": 0,
         "validation_every": 50,
         "max_norm": 0,
+        "training_details": True,
     }
     load = prompt[ids["AnyAdapterLoad"]]["inputs"]
     assert load["trained"] == [ids["AnyAdapterTrain"], 0]
