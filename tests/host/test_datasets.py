@@ -68,12 +68,12 @@ def test_a_folder_becomes_a_dataset_with_a_sheet_and_a_report(server: ComfyServe
 
 
 def test_a_folder_that_is_not_there_is_told_with_those_that_are(server: ComfyServer) -> None:
-    (server.input_directory / "dogs").mkdir(exist_ok=True)
+    (server.input_directory / "00_dogs").mkdir(exist_ok=True)
     nodes = {
         "folder": node("AnyAdapterDataset", folder="cast", **WIDGETS),
         "report": node("PreviewAny", source=["folder", 2]),
     }
-    with pytest.raises(PromptFailedError, match=r"no folder cast: .* dogs"):
+    with pytest.raises(PromptFailedError, match=r"no folder cast: .* 00_dogs"):
         server.run(nodes)
 
 
