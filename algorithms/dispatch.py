@@ -58,15 +58,19 @@ class Dispatcher:
             layer = replace(layer, run=run, lend_weight=None)
         return plan.run(x, layer, strengths, fresh=self._alone)
 
-    @property
-    def original(self) -> Callable[..., Tensor]:
-        """What it stands in for."""
-        return self._original
+    @staticmethod
+    def below(forward: Callable[..., Any], *, retired_only: bool) -> Callable[..., Any]:
+        """Returns what a `forward` is without the dispatchers that stand on it.
 
-    @property
-    def is_retired(self) -> bool:
-        """Whether it only passes calls on."""
-        return self._running is None
+        Args:
+            forward: Of a dispatcher, or of anything else: that comes back as it is.
+            retired_only: Whether to stop at one that still speaks for adapters.
+        """
+        owner = getattr(forward, "__self__", None)
+        while isinstance(owner, Dispatcher) and not (retired_only and owner._running):
+            forward = owner._original
+            owner = getattr(forward, "__self__", None)
+        return forward
 
     def retire(self) -> None:
         """Lets go of the adapters: from now on calls are passed on unchanged."""

@@ -23,6 +23,7 @@ from ...algorithms.formats.parse import AdapterSet
 from ...algorithms.training.config import TrainingConfig, steps_of
 from ...algorithms.training.dataset import Dataset, Draw, LatentSource
 from ...algorithms.training.loop import Batch, Data, LoopConfig, Run, Step
+from ...algorithms.training.model_sampling import ModelSampling
 from ...algorithms.training.objective import Noised, Objective
 from ...algorithms.training.optimizers import make_optimizer
 from ...algorithms.training.run_facts import Begun
@@ -160,10 +161,22 @@ class Session:
             self._counting("Starting layer"),
         )
         self._put_on(network)
+        sampling, per_epoch = sampling_of(self._model), len(self._epoch(examples))
         work = _Work(self._model, latents, texts, config.loss.prior_loss_weight, self._load)
-        run = self._run_of(network, examples, work)
+        run = self._run_of(network, examples, work, sampling, per_epoch)
         validation = [] if held_out is None else held_out.epoch(0, config.batch_size, config.seed)
-        self._output.begin(network, self._begun(network, examples, held_out, run.total))
+        begun = Begun(
+            config,
+            examples,
+            0 if held_out is None else len(held_out.items),
+            network.targets.family,
+            sampling.kind,
+            run.total,
+            per_epoch,
+            precision_of(self._model),
+            *self._output.session,
+        )
+        self._output.begin(network, begun)
         self._output.load_into(run)
         self._go(run, texts, validation)
         return self._ended(run, network, examples)
@@ -182,10 +195,17 @@ class Session:
     def _epoch(self, examples: Dataset, number: int = 0) -> list[Draws]:
         return examples.epoch(number, self._config.batch_size, self._config.seed)
 
-    def _run_of(self, network: Network, examples: Dataset, work: "_Work") -> Run[Draws]:
+    def _run_of(
+        self,
+        network: Network,
+        examples: Dataset,
+        work: "_Work",
+        sampling: ModelSampling,
+        per_epoch: int,
+    ) -> Run[Draws]:
         """Returns the run at its start."""
         config = self._config
-        total = steps_of(config, len(self._epoch(examples)))
+        total = steps_of(config, per_epoch)
         self._view.expect(total)
         scaled = computed_in(self._model) == torch.float16
         stepper = make_optimizer(
@@ -198,28 +218,10 @@ class Session:
             network.trainable,
             Data(partial(self._epoch, examples), work.load),
             work.predict,
-            Objective(sampling_of(self._model), config.noise, config.loss),
+            Objective(sampling, config.noise, config.loss),
             stepper,
             LoopConfig(total, config.accumulation, config.max_norm),
             config.seed,
-        )
-
-    def _begun(
-        self, network: Network, examples: Dataset, held_out: Dataset | None, total: int
-    ) -> Begun:
-        """Returns what the files say of the run."""
-        session_id, started_at = self._output.session
-        return Begun(
-            self._config,
-            examples,
-            0 if held_out is None else len(held_out.items),
-            network.targets.family,
-            sampling_of(self._model).kind,
-            total,
-            len(self._epoch(examples)),
-            precision_of(self._model),
-            session_id,
-            started_at,
         )
 
     def _go(

@@ -56,14 +56,11 @@ class _Standing:
         """
         if self.module.__dict__.get("forward") is not self.forward:
             return
-        below = self.shadowed
-        owner = getattr(below, "__self__", None)
-        while isinstance(owner, Dispatcher) and owner.is_retired:
-            below = owner.original
-            owner = getattr(below, "__self__", None)
-        if below is None or owner is self.module:
-            del self.module.forward
-        else:
+        del self.module.forward
+        if self.shadowed is None:
+            return
+        below = Dispatcher.below(self.shadowed, retired_only=True)
+        if getattr(below, "__self__", None) is not self.module:
             self.module.forward = below
 
 
@@ -194,17 +191,8 @@ def _stand(module: nn.Module, path: str, adapter: TrainableAdapter) -> _Standing
         raise UnsupportedLayerError(f"{path} is no layer that can be trained")
     # Every change is computed from the base, also beside adapters that stand there already.
     original: Callable[..., Tensor] = module.forward
-    base = _without_adapters(original)
+    base = Dispatcher.below(original, retired_only=False)
     return _replace(module, partial(_changed, adapter, replace(layer, run=base), original))
-
-
-def _without_adapters(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Returns what a module computes without the adapters of this pack that stand on it."""
-    owner = getattr(forward, "__self__", None)
-    while isinstance(owner, Dispatcher):
-        forward = owner.original
-        owner = getattr(forward, "__self__", None)
-    return forward
 
 
 def _replace(module: nn.Module, forward: Callable[..., Any]) -> _Standing:
