@@ -7,6 +7,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import uuid4
 
@@ -46,7 +47,9 @@ class Server:
             ):
                 return response.status, await response.json()
 
-        return asyncio.run(answer())
+        # Beside the tests of the page, whose driver keeps a loop running in this thread.
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(asyncio.run, answer()).result()
 
     def state(self, node: str) -> Any:
         status, answer = self.ask("GET", f"/anyadapter/training?node={node}")
