@@ -7,14 +7,14 @@ at that moment, since clones share modules and a deep clone brings its own.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP, PatcherInjection, WrappersMP
-from torch import Tensor, nn
+from torch import nn
 
 from ...algorithms.binding import Bound
 from ...algorithms.dispatch import Dispatcher
@@ -23,6 +23,7 @@ from ...algorithms.strength import Dial, Hung, Levels, Moment, Placed, Strengths
 from .layers import layer_of
 from .memory import AUTOMATIC, KEY, PlanStore, charge, stores_of
 from .moments import note_requests, set_strengths
+from .standing import Standing, install, owner_of, remove_of, stand
 
 INSTALLED = "anyadapter_installed"
 """Attribute of a model: the dispatchers on its modules and the bank they belong to."""
@@ -88,34 +89,6 @@ def _sites(loaded: Sequence[Loaded]) -> dict[str, Site]:
     }
 
 
-@dataclass(frozen=True, eq=False)
-class _Standing:
-    """A dispatcher on a module, and what to put back."""
-
-    module: nn.Module
-    dispatcher: Dispatcher
-    forward: Callable[..., Tensor]
-    """The very object set as `module.forward`."""
-    shadowed: Callable[..., Tensor] | None
-    """The instance attribute that it replaced; None where `forward` came from the class."""
-
-    def remove(self) -> None:
-        """Restores the module, or steps aside if somebody else has wrapped our `forward`."""
-        self.dispatcher.retire()
-        if self.module.__dict__.get("forward") is not self.forward:
-            return
-        if self.shadowed is None:
-            del self.module.forward
-        else:
-            self.module.forward = self.shadowed
-
-
-@dataclass(frozen=True, eq=False)
-class _Installed:
-    bank: AdapterBank
-    standing: tuple[_Standing, ...]
-
-
 def can_hook(patcher: ModelPatcher, item: Bound) -> bool:
     """Whether a dispatcher can stand on the module of a target."""
     module = patcher.model.get_submodule(item.target.module)
@@ -157,16 +130,9 @@ def inject(patcher: ModelPatcher) -> None:
     stores_of(patcher.model).use(store)
     # Another set of patches means other weights, and so do the patches of conditioning hooks.
     store.meet((patcher.patches_uuid, patcher.current_hooks))
-    _remove(patcher.model)
-    standing: list[_Standing] = []
-    try:
-        for name in bank.sites:
-            standing.append(_install(patcher.model.get_submodule(name), name, bank, store))
-    except BaseException:
-        for item in reversed(standing):
-            item.remove()
-        raise
-    setattr(patcher.model, INSTALLED, _Installed(bank, tuple(standing)))
+    sites = ((patcher.model.get_submodule(name), name) for name in bank.sites)
+    dispatchers = (_install(module, name, bank, store) for module, name in sites)
+    install(patcher.model, INSTALLED, bank, dispatchers)
 
 
 def eject(patcher: ModelPatcher) -> None:
@@ -174,16 +140,14 @@ def eject(patcher: ModelPatcher) -> None:
 
     Those of another clone's bank stay: a clone that is garbage collected ejects as well.
     """
-    installed: _Installed | None = getattr(patcher.model, INSTALLED, None)
-    if installed is not None and installed.bank is patcher.get_attachment(KEY):
-        _remove(patcher.model)
+    remove_of(patcher.model, INSTALLED, patcher.get_attachment(KEY))
 
 
 def _store(patcher: ModelPatcher, bank: AdapterBank) -> PlanStore:
     return stores_of(patcher.model).get({name: site.placed for name, site in bank.sites.items()})
 
 
-def _install(module: nn.Module, name: str, bank: AdapterBank, store: PlanStore) -> _Standing:
+def _install(module: nn.Module, name: str, bank: AdapterBank, store: PlanStore) -> Standing:
     layer = layer_of(module)
     assert layer is not None, "bound modules were checked by can_hook"
     site = bank.sites[name]
@@ -192,28 +156,17 @@ def _install(module: nn.Module, name: str, bank: AdapterBank, store: PlanStore) 
         plan = store.plan(name, layer, device, dtype)
         return plan, bank.moment.strengths(site.hung)
 
-    shadowed = module.__dict__.get("forward")
-    dispatcher = Dispatcher(module.forward, layer, running, alone=shadowed is None)
-    forward = dispatcher.forward
-    module.forward = forward
-    return _Standing(module, dispatcher, forward, shadowed)
-
-
-def _remove(model: nn.Module) -> None:
-    """Takes off whatever dispatchers stand on a model."""
-    installed: _Installed | None = getattr(model, INSTALLED, None)
-    if installed is not None:
-        for item in reversed(installed.standing):
-            item.remove()
-        delattr(model, INSTALLED)
+    alone = "forward" not in module.__dict__
+    dispatcher = Dispatcher(module.forward, layer, running, alone=alone)
+    return stand(module, dispatcher.forward, dispatcher)
 
 
 def _at_its_strengths(executor: Any, *args: Any, **kwargs: Any) -> Any:
     """Calls the model with the strengths of its moment; a wrapper that the host calls."""
-    installed: _Installed | None = getattr(executor.class_obj, INSTALLED, None)
-    if installed is None:
+    bank: AdapterBank | None = owner_of(executor.class_obj, INSTALLED)
+    if bank is None:
         return executor(*args, **kwargs)
-    return set_strengths(installed.bank, executor, *args, **kwargs)
+    return set_strengths(bank, executor, *args, **kwargs)
 
 
 def _release(patcher: ModelPatcher, unpatch_all: bool = True) -> None:

@@ -27,6 +27,7 @@ from ...algorithms.training.trainable import TrainableAdapter
 from .casting import casting_forwards
 from .layers import ORDINARY, layer_of
 from .out_of_place import OutOfPlace, writes_over_itself
+from .standing import Standing, install, remove_of, stand
 
 KEY = "anyadapter_training"
 INSTALLED = "anyadapter_training_installed"
@@ -40,28 +41,6 @@ class Trained:
     adapters: Mapping[str, TrainableAdapter]
     blocks: tuple[str, ...] = ()
     """Modules whose activations are computed again for the gradient, and not kept."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Standing:
-    module: nn.Module
-    forward: Callable[..., Any]
-    shadowed: Callable[..., Any] | None
-    """The instance attribute that it replaced; None where `forward` came from the class."""
-
-    def remove(self) -> None:
-        """Puts back what it stood in for, but for adapters that have been taken off meanwhile.
-
-        The host ejects in the order in which it has injected: what stands below is gone first.
-        """
-        if self.module.__dict__.get("forward") is not self.forward:
-            return
-        del self.module.forward
-        if self.shadowed is None:
-            return
-        below = Dispatcher.below(self.shadowed, retired_only=True)
-        if getattr(below, "__self__", None) is not self.module:
-            self.module.forward = below
 
 
 def for_training(patcher: ModelPatcher) -> ModelPatcher:
@@ -151,54 +130,37 @@ def _inject(patcher: ModelPatcher) -> None:
     Raises:
         UnsupportedLayerError: A module is no layer any more; nothing is left behind.
     """
-    _remove(patcher.model)
     trained: Trained = patcher.get_attachment(KEY)
-    standing: list[_Standing] = []
-    try:
-        if trained.adapters:
-            standing += [_replace(*casting) for casting in casting_forwards(patcher.model)]
-        for path, adapter in trained.adapters.items():
-            standing.append(_stand(patcher.model.get_submodule(path), path, adapter))
-        for path in trained.blocks:
-            module = patcher.model.get_submodule(path)
-            again = _in_new_tensors if writes_over_itself(patcher.model) else _as_it_is
-            standing.append(_replace(module, partial(_recomputed, partial(again, module.forward))))
-    except BaseException:
-        for item in reversed(standing):
-            item.remove()
-        raise
-    setattr(patcher.model, INSTALLED, (trained, standing))
+    install(patcher.model, INSTALLED, trained, _standing(patcher.model, trained))
 
 
 def _eject(patcher: ModelPatcher) -> None:
     """Takes off what stands there for this run; called by the host."""
-    installed = getattr(patcher.model, INSTALLED, None)
-    if installed is not None and installed[0] is patcher.get_attachment(KEY):
-        _remove(patcher.model)
+    remove_of(patcher.model, INSTALLED, patcher.get_attachment(KEY))
 
 
-def _remove(model: nn.Module) -> None:
-    installed = getattr(model, INSTALLED, None)
-    if installed is not None:
-        for item in reversed(installed[1]):
-            item.remove()
-        delattr(model, INSTALLED)
+def _standing(model: nn.Module, trained: Trained) -> Generator[Standing]:
+    """Puts on one after the other: each stands in for what it finds."""
+    if trained.adapters:
+        for module, forward in casting_forwards(model):
+            yield stand(module, forward)
+    for path, adapter in trained.adapters.items():
+        yield _beside(model.get_submodule(path), path, adapter)
+    over_itself = bool(trained.blocks) and writes_over_itself(model)
+    for path in trained.blocks:
+        module = model.get_submodule(path)
+        forward = partial(_in_new_tensors, module.forward) if over_itself else module.forward
+        yield stand(module, partial(_recomputed, forward))
 
 
-def _stand(module: nn.Module, path: str, adapter: TrainableAdapter) -> _Standing:
+def _beside(module: nn.Module, path: str, adapter: TrainableAdapter) -> Standing:
     layer = layer_of(module)
     if layer is None:
         raise UnsupportedLayerError(f"{path} is no layer that can be trained")
     # Every change is computed from the base, also beside adapters that stand there already.
     original: Callable[..., Tensor] = module.forward
     base = Dispatcher.below(original, retired_only=False)
-    return _replace(module, partial(_changed, adapter, replace(layer, run=base), original))
-
-
-def _replace(module: nn.Module, forward: Callable[..., Any]) -> _Standing:
-    shadowed = module.__dict__.get("forward")
-    module.forward = forward
-    return _Standing(module, forward, shadowed)
+    return stand(module, partial(_changed, adapter, replace(layer, run=base), original))
 
 
 def _changed(
@@ -243,10 +205,6 @@ def _in_new_tensors(original: Callable[..., Any], *args: Any, **kwargs: Any) -> 
     """Computes a block that may write over its own activations; on whatever thread."""
     with OutOfPlace():
         return original(*args, **kwargs)
-
-
-def _as_it_is(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    return original(*args, **kwargs)
 
 
 def _make_ordinary(model: nn.Module) -> None:

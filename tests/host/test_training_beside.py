@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import folder_paths
@@ -119,3 +120,22 @@ def test_one_adapter_in_two_runs_gives_one_file() -> None:
     loaded = with_adapter(learned())
     files = [Trial(settings(EVERYWHERE), name=name, model=loaded).run().name for name in "ab"]
     assert same(tensors(files[0]), tensors(files[1]))
+
+
+@pytest.mark.parametrize("path", ["input_blocks.1.1.proj_in", "input_blocks.1.1"])
+def test_what_another_pack_has_put_on_a_module_is_there_after_a_run(path: str) -> None:
+    """A patch of a layer or a recomputed block was gone after a training, unless it was a function."""
+    module = models().model.model.diffusion_model.get_submodule(path)
+    own = type(module).forward
+
+    def doubled(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        return 2 * own(self, *args, **kwargs)
+
+    patch = MethodType(doubled, module)
+    module.forward = patch
+    try:
+        trial = Trial(settings("IN01: on\nALL: off", steps=1))
+        replace(trial, config=replace(trial.config, gradient_checkpointing=True)).run()
+        assert module.__dict__["forward"] is patch
+    finally:
+        del module.forward
