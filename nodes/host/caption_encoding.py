@@ -1,6 +1,5 @@
 """Captions as the host's conditionings: encoded once and kept, or each time, with gradients."""
 
-import hashlib
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
@@ -11,17 +10,13 @@ from typing import Any
 import folder_paths
 import torch
 from comfy.sd import CLIP
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from ...algorithms.errors import StorageError, TrainingError
-from ...algorithms.formats.write import apart
+from ...algorithms.errors import TrainingError
 from ...algorithms.training.state_files import pack, unpack
-from .latents import digest_of_weights
+from .kept_tensors import KeptTensors, digest_of_weights
 from .out_of_place import OutOfPlace
 from .prediction import Conditioning
-from .whole_files import replace_bytes
 
 BARE_BRACKET = re.compile(r"(?<!\\)([()])")
 """The host reads brackets as weights of words; a caption means them as they stand."""
@@ -54,7 +49,8 @@ class CaptionEncoder:
         """
         self._clip = clip
         self._trained = trained
-        self._folder = Path(folder_paths.get_user_directory(), FOLDER) if on_disk else None
+        folder = Path(folder_paths.get_user_directory(), FOLDER)
+        self._on_disk = KeptTensors(folder, FORM, "Captions") if on_disk else None
         self._digest = ""
         self._kept: OrderedDict[str, Conditioning] = OrderedDict()
         self._kept_bytes = 0
@@ -101,39 +97,29 @@ class CaptionEncoder:
     def _made(self, prompt: str) -> Conditioning:
         with torch.no_grad():
             encoded = detached(self._encoded(prompt))
-        if self._folder is not None:
+        if self._on_disk is not None:
             tensors, text = pack(encoded)
-            path = self._path(self._folder, prompt)
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                replace_bytes(path, save(apart(tensors), {"conditioning": text}))
-            except OSError as error:
-                raise StorageError(
-                    f"Captions cannot be kept in {self._folder} ({error.strerror}): make room there, "
-                    "or keep them in memory."
-                ) from error
+            header = {"conditioning": text}
+            self._on_disk.write(*self._made_from(prompt), tensors=tensors, header=header)
         return encoded
 
     def _read(self, prompt: str) -> Conditioning | None:
         """Returns what a run before has kept, or None."""
-        if self._folder is None:
+        found = self._on_disk.read(*self._made_from(prompt)) if self._on_disk is not None else None
+        if found is None:
             return None
-        path = self._path(self._folder, prompt)
+        tensors, header = found
         try:
-            with safe_open(path, "pt") as file:
-                text = (file.metadata() or {}).get("conditioning", "")
-                tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
-            return unpack(tensors, text)
-        except (OSError, SafetensorError, TrainingError):  # not there, or cut off by a crash
+            return unpack(tensors, header.get("conditioning", ""))
+        except TrainingError:  # written by something else
             return None
 
-    def _path(self, folder: Path, prompt: str) -> Path:
+    def _made_from(self, prompt: str) -> tuple[str, str]:
+        """Returns what changes when a conditioning does: text encoders and words."""
         if not self._digest:
             layer = str(getattr(self._clip, "layer_idx", None))
             self._digest = digest_of_weights(self._clip.cond_stage_model, layer)
-        parts = "\n".join((FORM, self._digest, prompt))
-        key = hashlib.blake2b(parts.encode(), digest_size=20).hexdigest()
-        return folder / key[:2] / f"{key}.safetensors"
+        return self._digest, prompt
 
     def _encoded(self, prompt: str) -> Conditioning:
         self.made += 1

@@ -9,15 +9,13 @@ from typing import Literal
 import folder_paths
 import torch
 from comfy.sd import VAE
-from safetensors import SafetensorError
-from safetensors.torch import load, save
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import interpolate
 
-from ...algorithms.errors import DatasetError, StorageError, TrainingError
+from ...algorithms.errors import DatasetError, TrainingError
 from ...algorithms.training.dataset import Draw, FileSource, ImageSource, Item, LatentSource
 from . import decoding
-from .whole_files import replace_bytes
+from .kept_tensors import KeptTensors, bytes_of, digest_of_weights
 
 Where = Literal["memory", "disk", "nowhere"]
 
@@ -60,7 +58,8 @@ class LatentCache:
             folder: For those on disk; it is made.
         """
         assert (where == "disk") == (folder is not None)
-        self._vae, self._where, self._folder = vae, where, folder
+        self._vae, self._where = vae, where
+        self._on_disk = KeptTensors(folder, FORM, "Latents") if folder is not None else None
         self._kept: dict[object, Encoded] = {}
         self._digests: dict[Item, str] = {}
         self._vae_digest = ""
@@ -121,8 +120,8 @@ class LatentCache:
                 return Encoded(draw.item.source.latent.clone().float().cpu(), None)
         if not self._keeps(draw):
             return self._made(draw)
-        if self._folder is not None:
-            return self._from_disk(draw, self._folder)
+        if self._on_disk is not None:
+            return self._from_disk(draw, self._on_disk)
         key = (draw.item, draw.placement, draw.flipped)
         if key not in self._kept:
             self._kept[key] = self._made(draw)
@@ -147,29 +146,21 @@ class LatentCache:
                 None if mask is None else _in_cells(mask.clone(), latent),
             )
 
-    def _from_disk(self, draw: Draw, folder: Path) -> Encoded:
-        key = self._key(draw)
-        path = folder / key[:2] / f"{key}.safetensors"
-        try:
-            with torch.inference_mode(False):
-                tensors = load(path.read_bytes())  # not mapped: the file may be replaced
+    def _from_disk(self, draw: Draw, kept: KeptTensors) -> Encoded:
+        made_from = self._made_from(draw)
+        found = kept.read(*made_from)
+        if found is not None:
+            tensors, _ = found
             return Encoded(tensors["latent"], tensors.get("mask"))
-        except (OSError, SafetensorError):  # not there, or cut off by a crash
-            encoded = self._made(draw)
+        encoded = self._made(draw)
         tensors = {"latent": encoded.latent}
         if encoded.mask is not None:
             tensors["mask"] = encoded.mask
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            replace_bytes(path, save({name: one.contiguous() for name, one in tensors.items()}))
-        except OSError as error:
-            raise StorageError(
-                f"Latents cannot be kept in {folder} ({error.strerror}): make room there, or keep "
-                "them in memory."
-            ) from error
+        kept.write(*made_from, tensors=tensors)
         return encoded
 
-    def _key(self, draw: Draw) -> str:
+    def _made_from(self, draw: Draw) -> tuple[str, str, str]:
+        """Returns what changes when a latent does: picture, VAE and placement."""
         if draw.item not in self._digests:
             self._digests[draw.item] = _digest_of_item(draw.item)
         if not self._vae_digest:
@@ -178,8 +169,7 @@ class LatentCache:
             self._vae_digest = digest_of_weights(vae.first_stage_model, dtype) if vae else "none"
         placement = draw.placement
         place = (placement.resized_px, placement.crop_px, placement.bucket_px, draw.flipped)
-        parts = (FORM, self._digests[draw.item], self._vae_digest, str(place))
-        return hashlib.blake2b("\n".join(parts).encode(), digest_size=20).hexdigest()
+        return self._digests[draw.item], self._vae_digest, str(place)
 
 
 def latent_cache(vae: VAE | None, where: Literal["memory", "disk"]) -> LatentCache:
@@ -208,30 +198,11 @@ def _digest_of_item(item: Item) -> str:
             except OSError as error:
                 raise DatasetError(f"cannot be read ({error.strerror})") from error
         elif isinstance(source, ImageSource):
-            data = _bytes_of(source.image)
+            data = bytes_of(source.image)
         elif source is None or isinstance(source, (str, LatentSource)):
             data = str(source).encode()
         else:
-            data = _bytes_of(source.mask)
+            data = bytes_of(source.mask)
         digest.update(len(data).to_bytes(8, "little"))
         digest.update(data)
     return digest.hexdigest()
-
-
-def digest_of_weights(model: nn.Module, also: str) -> str:
-    """Returns what changes when the weights of a model do, or something else that is told.
-
-    Args:
-        model: The model.
-        also: What its results depend on besides.
-    """
-    digest = hashlib.blake2b(also.encode(), digest_size=20)
-    for name, tensor in model.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(_bytes_of(tensor))
-    return digest.hexdigest()
-
-
-def _bytes_of(tensor: Tensor) -> bytes:
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
