@@ -100,14 +100,14 @@ export class BlockEditor {
     "button",
     {
       type: "button",
-      class: "anyadapter-blocks-fold",
+      class: "anyadapter-fold anyadapter-blocks-fold",
       "aria-expanded": "false",
       onclick: () => this.#toggle(),
     },
     icon("chevron"),
     t("blocks_title", "Blocks"),
   );
-  #summary = element("span", { class: "anyadapter-blocks-summary" });
+  #summary = element("span", { class: "anyadapter-summary anyadapter-blocks-summary" });
   #levels = element("span", {
     class: "anyadapter-blocks-levels",
     role: "group",
@@ -130,8 +130,12 @@ export class BlockEditor {
   #body = element("div", { class: "anyadapter-blocks-body", hidden: true });
   element = element(
     "div",
-    { class: "anyadapter-blocks", role: "group", "aria-label": t("blocks_label", "Block weights") },
-    element("div", { class: "anyadapter-blocks-head" }, this.#fold, this.#summary),
+    {
+      class: "anyadapter-widget anyadapter-blocks",
+      role: "group",
+      "aria-label": t("blocks_label", "Block weights"),
+    },
+    element("div", { class: "anyadapter-head anyadapter-blocks-head" }, this.#fold, this.#summary),
     this.#body,
   );
   #observer = new ResizeObserver(() => this.#fit());
@@ -142,6 +146,7 @@ export class BlockEditor {
    * @param {(height: number) => void} [onHeight] Called when the editor needs another height.
    */
   constructor(source, view = { open: false, level: "blocks" }, onHeight = () => {}) {
+    loadStyle("widget.css");
     loadStyle("block_editor.css");
     this.#source = source;
     this.#view = view;
@@ -407,7 +412,7 @@ export class BlockEditor {
       "button",
       {
         type: "button",
-        class: "anyadapter-blocks-fold",
+        class: "anyadapter-fold anyadapter-blocks-fold",
         title: this.#groupInfo(group),
         onclick: () => {
           this.#folded.set(group.name, !isFolded());

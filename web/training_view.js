@@ -116,7 +116,7 @@ class TrainingPanel {
     "button",
     {
       type: "button",
-      class: "anyadapter-training-fold",
+      class: "anyadapter-fold anyadapter-training-fold",
       "aria-expanded": "false",
       disabled: true,
       onclick: () => this.#look((view) => (view.open = !view.open)),
@@ -124,7 +124,7 @@ class TrainingPanel {
     icon("chevron"),
     t("training_title", "Training"),
   );
-  #summary = element("span", { class: "anyadapter-training-summary" });
+  #summary = element("span", { class: "anyadapter-summary anyadapter-training-summary" });
   #facts = element("span", { class: "anyadapter-training-facts" });
   #logarithmic = element(
     "button",
@@ -172,7 +172,7 @@ class TrainingPanel {
   element = element(
     "div",
     {
-      class: "anyadapter-training",
+      class: "anyadapter-widget anyadapter-training",
       role: "group",
       "aria-label": t("training_title", "Training"),
       onwheel: zoomCanvas,
@@ -180,7 +180,7 @@ class TrainingPanel {
         if (event.button === 0) event.stopPropagation(); // else the node would be dragged
       },
     },
-    element("div", { class: "anyadapter-training-head" }, this.#fold, this.#summary),
+    element("div", { class: "anyadapter-head" }, this.#fold, this.#summary),
     this.#body,
   );
 
@@ -189,6 +189,7 @@ class TrainingPanel {
    * @param {() => void} onHeight Called when the panel needs another height.
    */
   constructor(view, onHeight) {
+    loadStyle("widget.css");
     loadStyle("training_view.css");
     this.#view = view;
     this.#onHeight = onHeight;
