@@ -64,7 +64,7 @@ PIECE = 2**24
 """Numbers that are looked at in one go."""
 
 Progress = Callable[[int, int], None]
-"""Told how many bytes are done, and how many there are."""
+"""Told how much is done (bytes, layers, pictures), and how much there is."""
 
 
 def no_progress(done: int, total: int) -> None:

@@ -2,7 +2,7 @@
 
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from comfy.sd import CLIP
 from torch import Tensor
 
 from ...algorithms.errors import TrainingError
+from ...algorithms.formats.read import Progress
+from ...algorithms.training.dataset import SizeCondition
 from ...algorithms.training.state_files import pack, unpack
 from .kept_tensors import KeptTensors, digest_of_weights
 from .out_of_place import OutOfPlace
@@ -33,8 +35,6 @@ MOST_BYTES = 2 * 2**30
 FORM = "anyadapter captions 1"
 """Part of every key on disk: another one where another version would encode otherwise."""
 
-Progress = Callable[[int, int], None]
-
 
 class CaptionEncoder:
     """Makes conditionings of captions with the text encoders."""
@@ -54,18 +54,18 @@ class CaptionEncoder:
         self._digest = ""
         self._kept: OrderedDict[str, Conditioning] = OrderedDict()
         self._kept_bytes = 0
-        self._most_bytes = MOST_BYTES
         self.made = 0
         """How many captions were encoded so far."""
 
-    def conditioning(self, caption: str, *, as_prompt: bool = False, **sizes: int) -> Conditioning:
-        """Returns the conditioning of a caption for a picture of these sizes.
+    def conditioning(
+        self, caption: str, size: SizeCondition | None = None, *, as_prompt: bool = False
+    ) -> Conditioning:
+        """Returns the conditioning of a caption.
 
         Args:
             caption: The text.
+            size: What SDXL is told of the picture.
             as_prompt: Whether its brackets are weights, as in a prompt, and not brackets.
-            sizes: What SDXL is told of the picture: `width`, `height`, `crop_w`, `crop_h`,
-                `target_width`, `target_height`, in pixels.
         """
         prompt = caption if as_prompt else BARE_BRACKET.sub(r"\\\1", caption)
         if self._trained:
@@ -76,22 +76,23 @@ class CaptionEncoder:
         else:
             encoded = self._read(prompt) or self._made(prompt)
             self._keep(prompt, encoded)
-        return [[tensor, {"guidance": GUIDANCE, **options, **sizes}] for tensor, options in encoded]
+        told = {} if size is None else _told(size)
+        return [[tensor, {"guidance": GUIDANCE, **options, **told}] for tensor, options in encoded]
 
-    def fill(self, captions: Iterable[str], progress: Progress) -> None:
+    def fill(self, captions: Iterable[str], progress: Progress, *, as_prompt: bool = False) -> None:
         """Encodes captions ahead, where they are kept; `progress` is told after each."""
         missing = [*dict.fromkeys(captions)]
         if self._trained:
             return
         for done, caption in enumerate(missing, start=1):
-            self.conditioning(caption)
+            self.conditioning(caption, as_prompt=as_prompt)
             progress(done, len(missing))
 
     def _keep(self, prompt: str, encoded: Conditioning) -> None:
         """Keeps it in memory, where what was not asked for longest goes when there is too much."""
         self._kept[prompt] = encoded
         self._kept_bytes += _bytes_of(encoded)
-        while self._kept_bytes > self._most_bytes and len(self._kept) > 1:
+        while self._kept_bytes > MOST_BYTES and len(self._kept) > 1:
             self._kept_bytes -= _bytes_of(self._kept.popitem(last=False)[1])
 
     def _made(self, prompt: str) -> Conditioning:
@@ -129,6 +130,18 @@ class CaptionEncoder:
                 tokens, return_pooled=True, return_dict=True
             )
         return [[encoded.pop("cond"), encoded]]
+
+
+def _told(size: SizeCondition) -> dict[str, int]:
+    """Returns what SDXL is told of a picture, by the host's names."""
+    return {
+        "width": size.original_px[0],
+        "height": size.original_px[1],
+        "crop_w": size.left_top_px[0],
+        "crop_h": size.left_top_px[1],
+        "target_width": size.target_px[0],
+        "target_height": size.target_px[1],
+    }
 
 
 def _bytes_of(value: Any) -> int:

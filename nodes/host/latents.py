@@ -1,7 +1,7 @@
 """Latents of a dataset: made once by the host's VAE, and kept in memory or on disk."""
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,19 +13,15 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ...algorithms.errors import DatasetError, TrainingError
+from ...algorithms.formats.read import Progress
 from ...algorithms.training.dataset import Draw, FileSource, ImageSource, Item, LatentSource
 from . import decoding
 from .kept_tensors import KeptTensors, bytes_of, digest_of_weights
-
-Where = Literal["memory", "disk", "nowhere"]
 
 FOLDER = "anyadapter/latents"
 """In the host's folder of the user."""
 FORM = "anyadapter latents 1"
 """Part of every key on disk: another one where another version would make other latents."""
-
-Progress = Callable[[int, int], None]
-"""Told how many are done, of how many."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +31,7 @@ class Encoded:
     latent: Tensor
     """`[C, h, w]`, of video models `[C, T, h, w]`; as the VAE gave it."""
     mask: Tensor | None
-    """`[1, h, w]` from 0 to 1, None for everywhere."""
+    """Where it is trained, `[1, h, w]` from 0 to 1, in cells of the latent; None for everywhere."""
 
 
 class LatentCache:
@@ -47,18 +43,14 @@ class LatentCache:
     Reading a file costs a hundredth of encoding it.
     """
 
-    def __init__(
-        self, vae: VAE | None, where: Where = "memory", folder: Path | None = None
-    ) -> None:
+    def __init__(self, vae: VAE | None, folder: Path | None = None) -> None:
         """Takes the VAE, without which only latents of the graph can be had, and where to keep.
 
         Args:
             vae: The host's.
-            where: Where latents are kept; those of random crops never are.
-            folder: For those on disk; it is made.
+            folder: For latents on disk, which is made; None keeps them in memory.
         """
-        assert (where == "disk") == (folder is not None)
-        self._vae, self._where = vae, where
+        self._vae = vae
         self._on_disk = KeptTensors(folder, FORM, "Latents") if folder is not None else None
         self._kept: dict[object, Encoded] = {}
         self._digests: dict[Item, str] = {}
@@ -66,23 +58,25 @@ class LatentCache:
         self.made = 0
         """How many draws the VAE has encoded so far."""
 
-    def latent(self, draw: Draw) -> Tensor:
-        """Returns the latent of a draw, `[C, h, w]`, or `[C, T, h, w]` of video models.
+    def encoded(self, draw: Draw) -> Encoded:
+        """Returns a draw with its mask; it is kept, but for those of random crops.
 
         Raises:
             DatasetError: Its file is damaged.
             TrainingError: There is no VAE, or it gives no numbers.
             StorageError: It cannot be kept on disk.
         """
-        return self._encoded(draw).latent
-
-    def mask(self, draw: Draw) -> Tensor | None:
-        """Returns where a draw is trained, `[1, h, w]` in cells of its latent, None for everywhere.
-
-        Raises:
-            DatasetError, TrainingError, StorageError: As `latent`.
-        """
-        return None if draw.item.mask is None else self._encoded(draw).mask
+        if isinstance(draw.item.source, LatentSource):
+            with torch.inference_mode(False):
+                return Encoded(draw.item.source.latent.clone().float().cpu(), None)
+        if draw.placement.random:
+            return self._made(draw)
+        if self._on_disk is not None:
+            return self._from_disk(draw, self._on_disk)
+        key = (draw.item, draw.placement, draw.flipped)
+        if key not in self._kept:
+            self._kept[key] = self._made(draw)
+        return self._kept[key]
 
     def fill(self, draws: Iterable[Draw], progress: Progress) -> dict[Item, str]:
         """Encodes draws ahead, and returns the items whose files are damaged, with the reason.
@@ -94,38 +88,22 @@ class LatentCache:
             progress: Told after each.
 
         Raises:
-            TrainingError, StorageError: As `latent`.
+            TrainingError, StorageError: As `encoded`.
         """
         wanted = [*draws]
         faults: dict[Item, str] = {}
         for done, draw in enumerate(wanted, start=1):
             if draw.item not in faults:
                 try:
-                    if self._keeps(draw):
-                        self._encoded(draw)
-                    else:
+                    if draw.placement.random:
                         decoding.picture(draw)
                         decoding.mask(draw)
+                    else:
+                        self.encoded(draw)
                 except DatasetError as fault:
                     faults[draw.item] = str(fault)
             progress(done, len(wanted))
         return faults
-
-    def _keeps(self, draw: Draw) -> bool:
-        return self._where != "nowhere" and not draw.placement.random
-
-    def _encoded(self, draw: Draw) -> Encoded:
-        if isinstance(draw.item.source, LatentSource):
-            with torch.inference_mode(False):
-                return Encoded(draw.item.source.latent.clone().float().cpu(), None)
-        if not self._keeps(draw):
-            return self._made(draw)
-        if self._on_disk is not None:
-            return self._from_disk(draw, self._on_disk)
-        key = (draw.item, draw.placement, draw.flipped)
-        if key not in self._kept:
-            self._kept[key] = self._made(draw)
-        return self._kept[key]
 
     def _made(self, draw: Draw) -> Encoded:
         if self._vae is None:
@@ -175,7 +153,7 @@ class LatentCache:
 def latent_cache(vae: VAE | None, where: Literal["memory", "disk"]) -> LatentCache:
     """Returns a cache in memory, or in the folder of the user."""
     folder = Path(folder_paths.get_user_directory(), FOLDER) if where == "disk" else None
-    return LatentCache(vae, where, folder)
+    return LatentCache(vae, folder)
 
 
 def _in_cells(mask: Tensor, latent: Tensor) -> Tensor:

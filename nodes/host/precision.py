@@ -8,7 +8,11 @@ from comfy.model_patcher import ModelPatcher
 
 from ...algorithms.training.config import Precision
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES: dict[Precision, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
 
 
 def compute_in(patcher: ModelPatcher, precision: Precision) -> None:
@@ -33,9 +37,8 @@ def computed_in(patcher: ModelPatcher) -> torch.dtype:
 
 def precision_of(patcher: ModelPatcher) -> Precision:
     """Returns the name of that dtype."""
-    names: dict[torch.dtype, Precision] = {
-        torch.float32: "fp32",
-        torch.bfloat16: "bf16",
-        torch.float16: "fp16",
-    }
-    return names.get(computed_in(patcher), "automatic")
+    dtype = computed_in(patcher)
+    for name, known in DTYPES.items():
+        if known == dtype:
+            return name
+    return "automatic"

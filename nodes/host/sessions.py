@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import comfy.model_management
 import torch
@@ -21,15 +21,15 @@ from torch import Tensor
 from ...algorithms.errors import DatasetError, TrainingError, listed
 from ...algorithms.formats.parse import AdapterSet
 from ...algorithms.training.config import TrainingConfig, steps_of
-from ...algorithms.training.dataset import Dataset, Draw, LatentSource
+from ...algorithms.training.dataset import Dataset, Draw, LatentSource, SizeCondition
 from ...algorithms.training.loop import Batch, Data, LoopConfig, Run, Step
 from ...algorithms.training.model_sampling import ModelSampling
 from ...algorithms.training.objective import Noised, Objective
 from ...algorithms.training.optimizers import make_optimizer
 from ...algorithms.training.run_facts import Begun
 from .caption_encoding import CaptionEncoder, Conditioning, detached
-from .latents import LatentCache, latent_cache
-from .precision import compute_in, computed_in, precision_of
+from .latents import Encoded, LatentCache, latent_cache
+from .precision import DTYPES, compute_in, computed_in, precision_of
 from .prediction import Predictor, end_in_pure_noise, sampling_of
 from .sample_pictures import draw
 from .training_hooks import for_training, gradients, host_in_training, train_on
@@ -38,7 +38,6 @@ from .training_output import Output
 from .training_view import TrainingView
 
 Draws = tuple[Draw, ...]
-T = TypeVar("T")
 MOST_LEFT_OUT = 50
 """Steps without finite gradients that a run puts up with in a row: fp16 finds its scale in fewer."""
 
@@ -157,7 +156,7 @@ class Session:
             self._model,
             self._clip if self._trains_clip else None,
             config,
-            torch.bfloat16 if config.adapter_precision == "bf16" else torch.float32,
+            DTYPES[config.adapter_precision],
             self._counting("Starting layer"),
         )
         self._put_on(network)
@@ -190,6 +189,10 @@ class Session:
         draws = self._epoch(examples, self._output.epoch)
         captions = [one.caption for several in draws for one in several]
         texts.fill(captions, self._counting("Encoding caption"))
+        samples = self._config.samples
+        if samples.prompts:  # while the text encoders are on the device
+            prompts = [*samples.prompts, samples.negative]
+            texts.fill(prompts, self._counting("Encoding prompt"), as_prompt=True)
         return texts
 
     def _epoch(self, examples: Dataset, number: int = 0) -> list[Draws]:
@@ -286,10 +289,11 @@ class Session:
         self._view.phase("Drawing samples")
         with run.as_used() as network:
             network.begin_step(None, torch.Generator().manual_seed(samples.seed))
-            sizes = _whole_picture(samples.width_px, samples.height_px)
-            negative = texts.conditioning(samples.negative, as_prompt=True, **sizes)
+            whole = (samples.width_px, samples.height_px)
+            size = SizeCondition(whole, (0, 0), whole)
+            negative = texts.conditioning(samples.negative, size, as_prompt=True)
             for prompt in samples.prompts:
-                positive = texts.conditioning(prompt, as_prompt=True, **sizes)
+                positive = texts.conditioning(prompt, size, as_prompt=True)
                 picture = draw(self._model, self._vae, positive, negative, samples)
                 self._view.sample(step, picture, prompt)
         self._load()
@@ -401,8 +405,8 @@ class _Work:
     def load(self, draws: Draws) -> Batch:
         """Returns the latents as the model takes them in, on its device, with their masks."""
         made = self._latents.made
-        latent = torch.stack([self._of(one, self._latents.latent) for one in draws])
-        masks = [self._of(one, self._latents.mask) for one in draws]
+        encoded = [self._encoded(one) for one in draws]
+        latent = torch.stack([one.latent for one in encoded])
         if self._latents.made != made:
             self._load()  # the VAE may have taken the model's place
         device = self._model.load_device
@@ -413,7 +417,7 @@ class _Work:
             latent,
             (height, width),
             draws,
-            _stacked(masks, latent),
+            _stacked([one.mask for one in encoded], latent),
             torch.tensor([self._weight(one) for one in draws], device=device),
         )
 
@@ -433,25 +437,16 @@ class _Work:
                 self._given[source] = detached(source.conditioning)
             return self._given[source]
         assert self._texts is not None, "sessions ask for a CLIP where there are captions"
-        told = draw.size_condition
-        return self._texts.conditioning(
-            draw.caption,
-            width=told.original_px[0],
-            height=told.original_px[1],
-            crop_w=told.left_top_px[0],
-            crop_h=told.left_top_px[1],
-            target_width=told.target_px[0],
-            target_height=told.target_px[1],
-        )
+        return self._texts.conditioning(draw.caption, draw.size_condition)
 
-    def _of(self, draw: Draw, read: Callable[[Draw], T]) -> T:
-        """Returns what is read of a draw.
+    def _encoded(self, draw: Draw) -> Encoded:
+        """Returns a draw as the model sees it.
 
         Raises:
             DatasetError: Its file is damaged or gone; the message tells which.
         """
         try:
-            return read(draw)
+            return self._latents.encoded(draw)
         except DatasetError as error:
             raise DatasetError(
                 f"{draw.item.name}: {error}. Put it back, or take it out of the folder."
@@ -507,18 +502,6 @@ def _stacked(masks: Sequence[Tensor | None], latent: Tensor) -> Tensor | None:
         return None
     ones = torch.ones_like(latent[0, :1], device="cpu")
     return torch.stack([ones if one is None else one for one in masks]).to(latent.device)
-
-
-def _whole_picture(width_px: int, height_px: int) -> dict[str, int]:
-    """Returns what SDXL is told of a picture that is no part of another one."""
-    return {
-        "width": width_px,
-        "height": height_px,
-        "crop_w": 0,
-        "crop_h": 0,
-        "target_width": width_px,
-        "target_height": height_px,
-    }
 
 
 def _mean_of_last(losses: Sequence[tuple[int, float]]) -> float:

@@ -7,6 +7,7 @@ import folder_paths
 import pytest
 import torch
 
+from anyadapter.algorithms.training.dataset import SizeCondition
 from anyadapter.nodes.host import caption_encoding
 from anyadapter.nodes.host.caption_encoding import CaptionEncoder
 from anyadapter.nodes.host.training_hooks import gradients
@@ -44,7 +45,8 @@ def test_a_caption_is_encoded_once(clip: comfy.sd.CLIP) -> None:
 
 
 def test_sizes_and_guidance_are_told(clip: comfy.sd.CLIP) -> None:
-    ((_, options),) = CaptionEncoder(clip, trained=False).conditioning("", width=640, crop_w=8)
+    size = SizeCondition((640, 480), (8, 0), (512, 384))
+    ((_, options),) = CaptionEncoder(clip, trained=False).conditioning("", size)
     assert (options["width"], options["crop_w"], options["guidance"]) == (640, 8, 1.0)
     assert "pooled_output" in options
 

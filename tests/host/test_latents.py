@@ -67,7 +67,7 @@ def test_a_latent_is_that_of_the_picture_and_can_be_trained_on(vae: VAE) -> None
     white = Item("white", (64, 64), ImageSource(torch.ones(64, 64, 3)))
     (draw,) = dataset(white).views()
     with torch.inference_mode():  # as the host runs nodes
-        latent = LatentCache(vae).latent(draw)
+        latent = LatentCache(vae).encoded(draw).latent
     assert latent.shape == (4, 8, 8)
     assert (latent.dtype, latent.device.type) == (torch.float32, "cpu")
     assert torch.allclose(latent, torch.full_like(latent, LATENT_REACH), rtol=1e-3)
@@ -80,11 +80,11 @@ def test_a_latent_is_that_of_the_picture_and_can_be_trained_on(vae: VAE) -> None
 def test_each_view_is_encoded_once(where: Any, counting: Any, tmp_path: Path) -> None:
     data = dataset(item(tmp_path / "a.png"), item(tmp_path / "b.png", 1), flip=True)
     folder = tmp_path / "kept" if where == "disk" else None
-    cache = LatentCache(counting, where, folder)
+    cache = LatentCache(counting, folder)
     told: list[tuple[int, int]] = []
     assert cache.fill(data.views(), lambda done, total: told.append((done, total))) == {}
     assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
-    latents = [cache.latent(draw) for draw in data.views()]
+    latents = [cache.encoded(draw).latent for draw in data.views()]
     assert counting.calls == 4
     assert len({latent.sum().item() for latent in latents}) == 4
     assert torch.allclose(latents[0], latents[1].flip(2), atol=0.1)
@@ -96,18 +96,18 @@ def test_latents_on_disk_outlive_the_run_and_the_place_of_the_folder(
 ) -> None:
     mask = MaskSource(torch.ones(64, 96))
     (draw,) = dataset(item(tmp_path / "a.png", mask=mask)).views()
-    first = LatentCache(counting, "disk", tmp_path / "kept")
-    latent, cells = first.latent(draw), first.mask(draw)
+    first = LatentCache(counting, tmp_path / "kept")
+    latent, cells = first.encoded(draw).latent, first.encoded(draw).mask
     (moved,) = dataset(item(tmp_path / "b.png", mask=MaskSource(torch.ones(64, 96)))).views()
-    second = LatentCache(counting, "disk", tmp_path / "kept")
-    assert torch.equal(second.latent(moved), latent)
-    assert torch.equal(second.mask(moved), cells)
+    second = LatentCache(counting, tmp_path / "kept")
+    assert torch.equal(second.encoded(moved).latent, latent)
+    assert torch.equal(second.encoded(moved).mask, cells)
     assert counting.calls == 1
 
 
 def test_another_picture_mask_size_or_vae_is_another_latent(counting: Any, tmp_path: Path) -> None:
     def ask(draw: Draw) -> None:
-        LatentCache(counting, "disk", tmp_path / "kept").latent(draw)
+        LatentCache(counting, tmp_path / "kept").encoded(draw)
 
     path = tmp_path / "a.png"
     (draw,) = dataset(item(path)).views()
@@ -130,10 +130,10 @@ def test_another_picture_mask_size_or_vae_is_another_latent(counting: Any, tmp_p
 
 def test_a_latent_that_was_cut_off_is_made_anew(counting: Any, tmp_path: Path) -> None:
     (draw,) = dataset(item(tmp_path / "a.png")).views()
-    latent = LatentCache(counting, "disk", tmp_path / "kept").latent(draw)
+    latent = LatentCache(counting, tmp_path / "kept").encoded(draw).latent
     (file,) = (tmp_path / "kept").rglob("*.safetensors")
     file.write_bytes(file.read_bytes()[:-10])
-    assert torch.equal(LatentCache(counting, "disk", tmp_path / "kept").latent(draw), latent)
+    assert torch.equal(LatentCache(counting, tmp_path / "kept").encoded(draw).latent, latent)
     assert counting.calls == 2
 
 
@@ -141,7 +141,7 @@ def test_a_place_that_cannot_be_written_is_told(counting: Any, tmp_path: Path) -
     (tmp_path / "kept").write_text("a file")
     (draw,) = dataset(item(tmp_path / "a.png")).views()
     with pytest.raises(StorageError, match="keep them in memory"):
-        LatentCache(counting, "disk", tmp_path / "kept").latent(draw)
+        LatentCache(counting, tmp_path / "kept").encoded(draw)
 
 
 def test_random_crops_are_not_kept(counting: Any, tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_random_crops_are_not_kept(counting: Any, tmp_path: Path) -> None:
     assert cache.fill(data.at(256).views(), ignored) == {}
     assert counting.calls == 0
     ((draw,),) = data.at(256).epoch(0, 1, seed=1)
-    assert torch.equal(cache.latent(draw), cache.latent(draw))
+    assert torch.equal(cache.encoded(draw).latent, cache.encoded(draw).latent)
     assert counting.calls == 2
 
 
@@ -161,7 +161,7 @@ def test_damaged_files_are_told_while_it_fills(counting: Any, tmp_path: Path) ->
     faults = LatentCache(counting).fill(data.views(), ignored)
     assert faults == {bad: "the file is empty"}
     assert data.without(faults).skipped == ("bad.png: the file is empty",)
-    kept = LatentCache(counting, "disk", tmp_path / "kept")
+    kept = LatentCache(counting, tmp_path / "kept")
     (tmp_path / "bad.png").unlink()
     assert set(kept.fill(data.views(), ignored)) == {bad}
 
@@ -171,7 +171,7 @@ def test_a_mask_is_the_mean_over_each_cell(vae: VAE) -> None:
     mask[:, :36] = 1
     picture = Item("a", (64, 64), ImageSource(torch.ones(64, 64, 3)), mask=MaskSource(mask))
     (draw,) = dataset(picture).views()
-    found = LatentCache(vae).mask(draw)
+    found = LatentCache(vae).encoded(draw).mask
     assert found is not None
     assert found.shape == (1, 8, 8)
     assert found[0, 0].tolist() == [1, 1, 1, 1, 0.5, 0, 0, 0]
@@ -182,16 +182,16 @@ def test_latents_of_the_graph_are_taken_as_they_are() -> None:
         given = torch.randn(4, 1, 8, 8, dtype=torch.float16)
     (draw,) = dataset(Item("latent 1", (64, 64), LatentSource(given, None))).views()
     cache = LatentCache(None)
-    latent = cache.latent(draw)
+    latent = cache.encoded(draw).latent
     assert torch.equal(latent, given.float())
     assert not latent.is_inference()
-    assert cache.mask(draw) is None
+    assert cache.encoded(draw).mask is None
 
 
 def test_pictures_without_a_vae_and_values_that_are_no_numbers_are_told(tmp_path: Path) -> None:
     (draw,) = dataset(item(tmp_path / "a.png")).views()
     with pytest.raises(TrainingError, match="need a VAE"):
-        LatentCache(None).latent(draw)
+        LatentCache(None).encoded(draw)
 
     class Broken:
         def encode(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -199,4 +199,4 @@ def test_pictures_without_a_vae_and_values_that_are_no_numbers_are_told(tmp_path
 
     broken: Any = Broken()
     with pytest.raises(TrainingError, match="--fp32-vae"):
-        LatentCache(broken).latent(draw)
+        LatentCache(broken).encoded(draw)
