@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from comfy_api.latest import io
 
 from ..algorithms.errors import DatasetError
@@ -18,7 +17,7 @@ from ..algorithms.training.folders import Found, Reading, folder_state, scan
 from .dataset_sheet import Sample, dataset_sheet
 from .drawing import Bytes
 from .host import decoding
-from .host.images import as_image, pictures
+from .host.images import as_bytes, as_image
 from .host.input_folders import input_folder
 from .host.items import image_items, latent_items
 from .host.messages import show_text
@@ -595,8 +594,7 @@ def _samples(dataset: Dataset) -> tuple[list[Sample], dict[Item, str]]:
 
 def _pixels(draw: Draw) -> Bytes:
     """Returns a picture as it is trained, dark where its mask leaves it out."""
-    (pixels,) = pictures(decoding.picture(draw)[None])
-    mask = decoding.mask(draw)
+    pixels, mask = decoding.picture(draw), decoding.mask(draw)
     if mask is not None:
-        pixels = pixels * (0.2 + 0.8 * mask.numpy()[:, :, None])
-    return (pixels * 255).round().astype(np.uint8)
+        pixels = pixels * (0.2 + 0.8 * mask[:, :, None])
+    return as_bytes(pixels.numpy())

@@ -15,7 +15,7 @@ from .adapting import CLIP, MODEL, key_maps_of
 from .host.bindings import binding_of
 from .host.blocks import placed_file
 from .host.files import adapter_names, adapter_state, load_adapter
-from .host.images import Pixels, as_image, pictures
+from .host.images import Pixels, as_bytes, as_image, pictures
 from .host.preset_files import own_texts, preset_text
 
 SECTIONS = {"diffusion model": ("model",), "text encoders": ("clip",), "both": ("model", "clip")}
@@ -195,7 +195,7 @@ class LabelGrid(io.ComfyNode):
         flat, names = _labelled([pictures(batch) for batch in images], labels)
         if show[0] == DIFFERENCES:
             flat, names = _differences(flat, names)
-        shown = [(one.clip(0, 1) * 255).round().astype(np.uint8) for one in flat]
+        shown = [as_bytes(one) for one in flat]
         return io.NodeOutput(as_image(drawing.label_grid(shown, names, columns[0])))
 
 

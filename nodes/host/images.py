@@ -17,6 +17,11 @@ def as_image(pixels: NDArray[np.uint8]) -> Images:
     return torch.from_numpy(pixels.astype(np.float32) / 255)[None]
 
 
+def as_bytes(pixels: Pixels) -> NDArray[np.uint8]:
+    """Returns pixels as `as_image` takes them."""
+    return (pixels.clip(0, 1) * 255).round().astype(np.uint8)
+
+
 def pictures(images: Images) -> list[Pixels]:
     """Returns the pictures of a batch, in colours and without transparency."""
     arrays = images.detach().float().cpu().numpy()

@@ -14,7 +14,7 @@ import hashlib
 import itertools
 import re
 import shutil
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -91,29 +91,38 @@ def free_name(name: str) -> str:
     Raises:
         TrainingError: It cannot be a name, or nothing can be written there.
     """
-    wanted = checked_name(name)
-    for number in itertools.count(1):
-        free = wanted if number == 1 else f"{wanted}_{number}"
-        if _is_taken(free):
-            continue
-        folder = state_folder(free)
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            folder.mkdir()
-        except FileExistsError:
-            inner = folder if folder.parent.is_dir() else folder.parent
-            if not inner.is_dir():
-                raise TrainingError(
-                    f"Where the folder {inner} is needed is a file. Choose another name."
-                ) from None
-            continue  # somebody was faster
-        except OSError as error:
+    names = numbered(checked_name(name))
+    return next(free for free in names if not _is_taken(free) and _claimed(free))
+
+
+def numbered(name: str) -> Iterator[str]:
+    """Returns a name, and without end the same with a number, for whoever looks for a free one."""
+    yield name
+    yield from (f"{name}_{number}" for number in itertools.count(2))
+
+
+def _claimed(name: str) -> bool:
+    """Whether a name is this run's own now; not if somebody was faster.
+
+    Raises:
+        TrainingError: Nothing can be written there.
+    """
+    folder = state_folder(name)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir()
+    except FileExistsError:
+        inner = folder if folder.parent.is_dir() else folder.parent
+        if not inner.is_dir():
             raise TrainingError(
-                f"Nothing can be written to {folder.parent} ({error}). Give ComfyUI leave to write "
-                "there."
-            ) from error
-        return free
-    raise AssertionError("there is always another number")
+                f"Where the folder {inner} is needed is a file. Choose another name."
+            ) from None
+        return False
+    except OSError as error:
+        raise TrainingError(
+            f"Nothing can be written to {folder.parent} ({error}). Give ComfyUI leave to write there."
+        ) from error
+    return True
 
 
 def release(name: str) -> None:
@@ -209,15 +218,6 @@ def state_time(name: str) -> float | None:
         return (state_folder(checked_name(name)) / STATE_FILE).stat().st_mtime
     except (OSError, TrainingError):
         return None
-
-
-def state_names() -> list[str]:
-    """Returns the names of all runs that can be gone on with."""
-    folder = _folder()
-    found = (
-        path.parent.relative_to(folder) for path in folder.rglob(f"*{STATE_FOLDER}/{STATE_FILE}")
-    )
-    return sorted(path.as_posix().removesuffix(STATE_FOLDER) for path in found)
 
 
 def _folder() -> Path:

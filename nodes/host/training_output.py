@@ -1,6 +1,5 @@
 """What a run leaves behind: adapters with their metadata, and a state to go on from."""
 
-import itertools
 import json
 import random
 import time
@@ -23,6 +22,7 @@ from .trained_files import (
     checked_name,
     checkpoint_name,
     free_name,
+    numbered,
     output_path,
     read_state,
     release,
@@ -210,8 +210,4 @@ def _require_same(config: TrainingConfig, saved: _Saved, name: str) -> None:
 
 def _unused(name: str) -> str:
     """Returns a name of no file: with a number, where there is one already."""
-    for number in itertools.count(1):
-        free = name if number == 1 else f"{name}_{number}"
-        if not output_path(free).exists():
-            return free
-    raise AssertionError("there is always another number")
+    return next(free for free in numbered(name) if not output_path(free).exists())

@@ -13,13 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from PIL import Image
 from torch import Tensor
 
 from ...algorithms.analysis.series import Stretch, thinned
 from ...algorithms.errors import NoRunError
-from .images import pictures
+from .images import as_bytes, pictures
 from .web import send
 
 EVENT = "anyadapter.training"
@@ -279,7 +278,7 @@ def _short(number: float) -> float | None:
 
 def _first(images: Tensor) -> Image.Image:
     pixels = pictures(images if images.ndim == 4 else images[None])[0]
-    return Image.fromarray((pixels.clip(0, 1) * 255).round().astype(np.uint8))
+    return Image.fromarray(as_bytes(pixels))
 
 
 def _data_url(picture: Image.Image, longest_px: int) -> str:
