@@ -8,7 +8,20 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from .drawing import FAINT, GRID, INK, LARGE, LINE, MARGIN, NORMAL, SMALL, Bytes, Canvas, text_width
+from .drawing import (
+    FAINT,
+    GRID,
+    INK,
+    LARGE,
+    LINE,
+    MARGIN,
+    NORMAL,
+    SMALL,
+    Bytes,
+    Canvas,
+    shortened,
+    text_width,
+)
 
 WIDTH = 960
 COLUMNS = 4
@@ -104,14 +117,5 @@ def _wrapped(caption: str) -> list[str]:
             lines[-1] = longer
     if len(lines) > CAPTION_LINES:
         lines = [*lines[: CAPTION_LINES - 1], f"{lines[CAPTION_LINES - 1]} ..."]
-    return [_cut(line) for line in lines]
-
-
-def _cut(line: str) -> str:
-    """Returns a line that is no wider than a picture; texts without blanks are too."""
-    if text_width(line, SMALL) <= CELL:
-        return line
-    kept = line[: CELL // 2]  # no letter is narrower than two pixels
-    while text_width(f"{kept}...", SMALL) > CELL:
-        kept = kept[:-1]
-    return f"{kept}..."
+    # No letter is narrower than two pixels: so much of a text without blanks is enough.
+    return [shortened(line[: CELL // 2 + 1], CELL, SMALL) for line in lines]

@@ -398,13 +398,13 @@ def label_grid(pictures: Sequence[Bytes], labels: Sequence[str], columns: int) -
         inner_x, inner_y = x + (width - pixels.shape[1]) // 2, y + (height - pixels.shape[0]) // 2
         sheet[inner_y : inner_y + pixels.shape[0], inner_x : inner_x + pixels.shape[1]] = pixels
         below = Canvas(width, strip - gap)
-        words = _shortened(label, width, size)
+        words = shortened(label, width, size)
         below.text(width / 2, (strip - gap) / 2, words, size, anchor="m")
         sheet[y + height : y + height + strip - gap, x : x + width] = below.finished()
     return sheet
 
 
-def _shortened(words: str, width: int, size: int) -> str:
+def shortened(words: str, width: int, size: int) -> str:
     """Returns a line that is no longer than `width` pixels, its end cut off."""
     words = " ".join(words.split())
     while words and text_width(words, size) > width:
