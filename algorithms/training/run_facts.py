@@ -13,6 +13,7 @@ from .methods import ROTATIONS
 from .model_sampling import Kind
 from .network_args import network_args
 from .run_metadata import AboutFacts, DataFacts, OptimizationFacts, RunFacts
+from .schedules import length_in_steps
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +83,7 @@ def _optimization(begun: Begun) -> OptimizationFacts:
         text_encoder_lr=text_rate if config.layers.text_encoders else 0.0,
         optimizer=f"{optimizer.name}({', '.join(optimizer.arguments.split())})",
         lr_scheduler=optimizer.schedule.name,
-        lr_warmup_steps=_warmup_steps(optimizer.schedule.warmup, begun.total_steps),
+        lr_warmup_steps=length_in_steps(optimizer.schedule.warmup, begun.total_steps),
         max_grad_norm=optimizer.clip_norm,
         max_train_steps=begun.total_steps,
         num_epochs=math.ceil(begun.total_steps * config.accumulation / begun.batches_per_epoch),
@@ -177,10 +178,6 @@ def _resolution(dataset: Dataset) -> tuple[int, int]:
     if isinstance(first.source, LatentSource):
         return first.size_px
     return dataset.resolution_px, dataset.resolution_px
-
-
-def _warmup_steps(warmup: float, total: int) -> int:
-    return round(warmup if warmup >= 1 else warmup * total)
 
 
 def _written(config: TrainingConfig) -> Mapping[str, Any]:

@@ -79,9 +79,9 @@ class ScheduleConfig:
         Raises:
             TrainingError: It would end before its warm-up or its decay could.
         """
-        parts = {"warm-up": steps_of(self.warmup, total_steps)}
+        parts = {"warm-up": length_in_steps(self.warmup, total_steps)}
         if self.name == "warmup_stable_decay":
-            parts["decay"] = steps_of(self.decay, total_steps)
+            parts["decay"] = length_in_steps(self.decay, total_steps)
         if sum(parts.values()) > total_steps:
             written = " and ".join(f"a {part} of {steps} steps" for part, steps in parts.items())
             raise TrainingError(
@@ -98,14 +98,14 @@ def _check_number(field: str, value: float, *, above_zero: bool) -> None:
         )
 
 
-def steps_of(length: float, total_steps: int) -> int:
+def length_in_steps(length: float, total_steps: int) -> int:
     """Returns a number of steps; below 1 the length is a fraction of all steps, rounded down."""
     return int(length * total_steps if length < 1 else length)
 
 
 def factor(config: ScheduleConfig, step: int, total_steps: int) -> float:
     """Returns the factor on the learning rate at a step, the first of which is 0."""
-    warmup = steps_of(config.warmup, total_steps)
+    warmup = length_in_steps(config.warmup, total_steps)
     if step < warmup:
         return step / warmup
     if config.name in ("constant", "constant_with_warmup"):
@@ -113,7 +113,7 @@ def factor(config: ScheduleConfig, step: int, total_steps: int) -> float:
     if config.name == "inverse_sqrt":
         return inverse_sqrt(step, warmup, config.timescale)
     if config.name == "warmup_stable_decay":
-        decay = steps_of(config.decay, total_steps)
+        decay = length_in_steps(config.decay, total_steps)
         warmup = max(warmup, total_steps - decay)
     progress = min(max(step - warmup, 0) / max(total_steps - warmup, 1), 1.0)
     return config.minimum + (1.0 - config.minimum) * _shape(config, progress)

@@ -15,6 +15,7 @@ from anyadapter.algorithms.training.methods import METHODS
 from anyadapter.algorithms.training.noise import NoiseConfig
 from anyadapter.algorithms.training.run_facts import Begun, facts_of
 from anyadapter.algorithms.training.run_metadata import metadata_of
+from anyadapter.algorithms.training.schedules import ScheduleConfig, factor
 
 ITEM = Item("cat.png", (900, 600), ImageSource(torch.zeros(600, 900, 3)), ("a cat",), "10_cat", 10)
 LATENT = Item("0", (768, 512), LatentSource(torch.zeros(4, 64, 96), []))
@@ -65,6 +66,15 @@ def test_numbers_of_noise_are_told_where_they_count(noise: NoiseConfig, key: str
     flow = replace(BEGUN, prediction="flow")
     assert key not in told(flow)
     assert key in told(replace(flow, config=replace(CONFIG, noise=noise)))
+
+
+def test_the_warm_up_is_told_as_long_as_the_schedule_has_it() -> None:
+    # A file said a step more than were warmed up, where a fraction of all steps was above a half.
+    schedule = ScheduleConfig("cosine", warmup=0.1)
+    config = replace(CONFIG, optimizer=replace(CONFIG.optimizer, schedule=schedule))
+    found = told(replace(BEGUN, config=config, total_steps=109))
+    assert found["ss_lr_warmup_steps"] == "10"
+    assert [factor(schedule, step, 109) for step in (9, 10)] == [0.9, 1.0]
 
 
 def test_counts_and_captions_are_those_of_the_dataset() -> None:

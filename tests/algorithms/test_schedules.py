@@ -15,7 +15,7 @@ from anyadapter.algorithms.training.schedules import (
     ScheduleConfig,
     ScheduleName,
     factor,
-    steps_of,
+    length_in_steps,
 )
 
 HALF_ROOT = math.sqrt(0.5)
@@ -119,7 +119,13 @@ def test_after_the_last_step_the_factor_is_that_of_the_last():
 
 
 def test_a_length_is_in_steps_or_below_1_a_fraction():
-    assert [steps_of(length, 150) for length in (0.0, 0.1, 0.999, 1.0, 20.0)] == [0, 15, 149, 1, 20]
+    assert [length_in_steps(length, 150) for length in (0.0, 0.1, 0.999, 1.0, 20.0)] == [
+        0,
+        15,
+        149,
+        1,
+        20,
+    ]
 
 
 def test_one_step_is_a_whole_training():
