@@ -1,4 +1,4 @@
-"""Hashes by which tools know a file: of its tensors, whatever its metadata, and of a base model.
+"""Hashes by which tools know a file: of its tensors, whatever its metadata.
 
 Source: sd-scripts 0.10.1, `library/train_util.py` and `library/model_util.py`.
 """
@@ -6,7 +6,6 @@ Source: sd-scripts 0.10.1, `library/train_util.py` and `library/model_util.py`.
 import hashlib
 import struct
 from collections.abc import Mapping
-from pathlib import Path
 
 import safetensors.torch
 from torch import Tensor
@@ -33,31 +32,10 @@ def with_hashes(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> d
     data = memoryview(safetensors.torch.save(apart(tensors), own))
     (length,) = struct.unpack("<Q", data[:8])
     whole = hashlib.sha256(data[8 + length :]).hexdigest()
+    legacy = hashlib.sha256(data[LEGACY_START : LEGACY_START + LEGACY_BYTES]).hexdigest()
     return {
         **metadata,
         "sshs_model_hash": whole,
-        "sshs_legacy_hash": _legacy(data[LEGACY_START : LEGACY_START + LEGACY_BYTES]),
+        "sshs_legacy_hash": legacy[:LEGACY_DIGITS],
         **({"modelspec.hash_sha256": f"0x{whole}"} if "modelspec.title" in metadata else {}),
     }
-
-
-def file_hashes(path: Path) -> tuple[str, str]:
-    """Returns AUTOMATIC1111's first hash of a file, and its SHA-256.
-
-    They are `ss_sd_model_hash` and `ss_new_sd_model_hash` of a base model.
-
-    Raises:
-        OSError: It cannot be read.
-    """
-    with path.open("rb") as file:
-        file.seek(LEGACY_START)
-        legacy = _legacy(file.read(LEGACY_BYTES))
-        file.seek(0)
-        whole = hashlib.sha256()
-        while piece := file.read(2**20):
-            whole.update(piece)
-    return legacy, whole.hexdigest()
-
-
-def _legacy(data: bytes | memoryview) -> str:
-    return hashlib.sha256(data).hexdigest()[:LEGACY_DIGITS]

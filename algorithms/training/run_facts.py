@@ -12,7 +12,7 @@ from .dataset import Dataset, LatentSource
 from .methods import ROTATIONS
 from .model_sampling import Kind
 from .network_args import network_args
-from .run_metadata import AboutFacts, DataFacts, OptimizationFacts, RunFacts
+from .run_metadata import DataFacts, OptimizationFacts, RunFacts
 from .schedules import length_in_steps
 
 
@@ -66,7 +66,7 @@ def facts_of(begun: Begun, name: str, steps: int, epoch: int, now: float) -> Run
         network_dropout=method.dropout or None,
         network_args=network.arguments,
         data=_data(begun),
-        about=AboutFacts(trigger_phrase=begun.dataset.captions.trigger),
+        trigger_phrase=begun.dataset.captions.trigger,
         configuration=_written(config),
     )
 

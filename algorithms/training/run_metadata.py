@@ -120,7 +120,6 @@ class DataFacts:
     caption_dropout_rate: float | None = None
     caption_dropout_every_n_epochs: int | None = None
     caption_tag_dropout_rate: float | None = None
-    resize_interpolation: str | None = None
     validation_seed: int | None = None
     validation_split: float | None = None
     validate_every_n_steps: int | None = None
@@ -143,8 +142,6 @@ class OptimizationFacts:
     gradient_accumulation_steps: int | None = None
     gradient_checkpointing: bool | None = None
     mixed_precision: str | None = None
-    full_fp16: bool | None = None
-    fp8_base: bool | None = None
     seed: int | None = None
     loss_type: str | None = None
     huber_schedule: str | None = None
@@ -166,27 +163,10 @@ class OptimizationFacts:
     logit_mean: float | None = None
     logit_std: float | None = None
     mode_scale: float | None = None
-    guidance_scale: float | None = None
     timestep_sampling: str | None = None
     sigmoid_scale: float | None = None
     model_prediction_type: str | None = None
     discrete_flow_shift: float | None = None
-
-
-@dataclass(frozen=True)
-class AboutFacts:
-    """What its author says of a file, in ModelSpec's words."""
-
-    title: str = ""
-    description: str = ""
-    author: str = ""
-    license: str = ""
-    usage_hint: str = ""
-    tags: str = ""
-    trigger_phrase: str = ""
-    thumbnail: str = ""
-    """A picture as data URI."""
-    merged_from: str = ""
 
 
 @dataclass(frozen=True)
@@ -216,17 +196,10 @@ class RunFacts:
     network_dropout: float | None = None
     network_args: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Further arguments of that module, `conv_dim` for instance."""
-    sd_model_name: str | None = None
-    sd_model_hash: str | None = None
-    new_sd_model_hash: str | None = None
-    vae_name: str | None = None
-    clip_skip: int | None = None
-    training_comment: str | None = None
     data: DataFacts = field(default_factory=DataFacts)
-    about: AboutFacts = field(default_factory=AboutFacts)
+    trigger_phrase: str = ""
     configuration: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """The complete configuration of the run, ready for JSON."""
-    software_version: str = ""
 
 
 OF_RUN = (
@@ -239,15 +212,8 @@ OF_RUN = (
     "training_finished_at",
     "steps",
     "epoch",
-    "sd_model_name",
-    "sd_model_hash",
-    "new_sd_model_hash",
-    "vae_name",
-    "clip_skip",
-    "training_comment",
 )
 """Fields of a run that sd-scripts calls the same."""
-NAMES_OF_FILES = ("ss_output_name", "ss_sd_model_name", "ss_vae_name")
 TABLES_OF_FOLDERS = ("ss_tag_frequency", "ss_dataset_dirs", "ss_reg_dataset_dirs")
 
 
@@ -268,8 +234,7 @@ def metadata_of(run: RunFacts, *, minimal: bool = False) -> dict[str, str]:
     found |= {f"ss_{name}": getattr(run, name) for name in OF_RUN}
     for group in (run.optimization, run.data):
         found |= {f"ss_{one.name}": getattr(group, one.name) for one in fields(group)}
-    for key in NAMES_OF_FILES:
-        found[key] = found[key] and _last_part(found[key])
+    found["ss_output_name"] = _last_part(run.output_name)
     for key in TABLES_OF_FOLDERS:
         table = found[key] or {}
         found[key] = {_last_part(folder): value for folder, value in table.items()} or None
@@ -278,7 +243,7 @@ def metadata_of(run: RunFacts, *, minimal: bool = False) -> dict[str, str]:
     if minimal:
         return _written({key: found[key] for key in MINIMUM})
     found |= dict(_modelspec(run, naming))
-    found["software"] = f"{SOFTWARE} {run.software_version}".strip()
+    found["software"] = SOFTWARE
     found[CONFIGURATION] = without_folders(run.configuration) or None
     return _written(found)
 
@@ -292,20 +257,16 @@ def naming_of(family: Family | None, prediction: Prediction) -> Naming:
 
 def _modelspec(run: RunFacts, naming: Naming) -> Iterator[tuple[str, Any]]:
     finished = datetime.fromtimestamp(int(run.training_finished_at), timezone.utc)
-    title = run.about.title or _last_part(run.output_name)
     predicted = {"eps": "epsilon", "v": "v", "flow": None}[run.prediction]
     yield "modelspec.sai_model_spec", MODELSPEC
     yield "modelspec.architecture", f"{naming.architecture}/{ADAPTER}"
     yield "modelspec.implementation", naming.implementation
-    yield "modelspec.title", title or f"{SOFTWARE}@{run.training_finished_at}"
+    yield "modelspec.title", _last_part(run.output_name) or f"{SOFTWARE}@{run.training_finished_at}"
     width, height = run.data.resolution or (naming.side_px, naming.side_px)
     yield "modelspec.resolution", f"{width}x{height}"
     yield "modelspec.date", finished.isoformat()
     yield "modelspec.prediction_type", predicted
-    yield "modelspec.encoder_layer", run.clip_skip
-    for one in fields(run.about):
-        if one.name != "title":
-            yield f"modelspec.{one.name}", getattr(run.about, one.name) or None
+    yield "modelspec.trigger_phrase", run.trigger_phrase or None
 
 
 def _written(values: Mapping[str, Any]) -> dict[str, str]:

@@ -13,7 +13,6 @@ from anyadapter.algorithms.training.methods import METHODS
 from anyadapter.algorithms.training.network_args import network_args
 from anyadapter.algorithms.training.run_metadata import (
     FAMILY_NAMES,
-    AboutFacts,
     DataFacts,
     OptimizationFacts,
     RunFacts,
@@ -44,7 +43,6 @@ RUN = RunFacts(
     steps=1200,
     epoch=3,
     network_args={"conv_dim": 4},
-    sd_model_name="SDXL/pony.safetensors",
     data=DataFacts(
         num_train_images=40,
         total_batch_size=2,
@@ -52,9 +50,8 @@ RUN = RunFacts(
         tag_frequency={"/home/me/pictures/10_cat": {"cat": 3, "</3": 1}, "5_dog": {"cat": 2}},
         dataset_dirs={"C:\\Users\\me\\10_cat": {"n_repeats": 10, "img_count": 4}},
     ),
-    about=AboutFacts(author="Me", trigger_phrase="fluffy", tags="cat"),
+    trigger_phrase="fluffy",
     configuration={"steps": 1200, "folder": "/home/me/pictures/10_cat", "rules": "*attn2*: off"},
-    software_version="0.2.0",
 )
 
 
@@ -72,7 +69,6 @@ def test_numbers_and_truth_values_are_written_as_python_does():
         "ss_network_module": "networks.lora",
         "ss_network_args": '{"conv_dim": 4}',
         "ss_output_name": "cat",
-        "ss_sd_model_name": "pony.safetensors",
         "ss_dataset_dirs": '{"10_cat": {"n_repeats": 10, "img_count": 4}}',
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": "stable-diffusion-xl-v1-base/lora",
@@ -90,7 +86,7 @@ def test_numbers_and_truth_values_are_written_as_python_does():
 
 def test_our_own_reader_understands_all_of_it():
     found = describe(metadata_of(RUN), Sidecar())
-    assert (found.base_model, found.title, found.author) == ("pony", "cat", "Me")
+    assert (found.base_model, found.title) == ("sdxl_base_v1-0", "cat")
     assert (found.resolution, found.date) == ("1024 x 768", "2025-10-09T08:53:20+00:00")
     assert found.training == {
         "steps": "1200",
@@ -105,7 +101,7 @@ def test_our_own_reader_understands_all_of_it():
         "scheduler": "cosine",
         "min_snr_gamma": "5.0",
         "network": "networks.lora",
-        "software": "Any Adapter 0.2.0",
+        "software": "Any Adapter",
     }
     assert [(word.text, word.source) for word in found.trigger_words] == [
         ("fluffy", "metadata"),
@@ -139,8 +135,6 @@ def test_no_folder_of_a_path_is_written_anywhere(path: str):
     run = replace(
         RUN,
         output_name=path,
-        sd_model_name=path,
-        vae_name=path,
         network_args={"preset": path},
         data=DataFacts(
             tag_frequency={path: {"cat": 1}},
@@ -213,8 +207,5 @@ def test_training_methods_without_a_mark_in_the_tensors_are_known_again():
     }
 
 
-def test_title_is_the_author_s_or_the_name_of_the_file():
-    named = replace(RUN, about=AboutFacts(title="My cat", license="CC0"))
-    found = metadata_of(named)
-    assert (found["modelspec.title"], found["modelspec.license"]) == ("My cat", "CC0")
+def test_a_file_without_a_name_has_a_title_all_the_same():
     assert metadata_of(replace(RUN, output_name=""))["modelspec.title"] == f"Any Adapter@{FINISHED}"
