@@ -87,6 +87,11 @@ class Layer:
         return torch.empty(self.weight_shape, device="meta")
 
     @property
+    def has_kernel(self) -> bool:
+        """Whether it is a convolution of more than one point."""
+        return bool(set(self.weight_shape[2:]) - {1})
+
+    @property
     def chains(self) -> bool:
         """Whether two layers in a row can stand for a product of two weights.
 

@@ -143,7 +143,7 @@ class Rotation(Adapter):
 
     def _acts_on_channels(self, layer: Layer) -> bool:
         if self.side == "inputs":
-            return math.prod(layer.weight_shape[2:]) == 1
+            return not layer.has_kernel
         per_group = layer.weight_shape[0] // layer.groups
         return layer.groups == 1 or (self.span is not None and per_group % self.span == 0)
 

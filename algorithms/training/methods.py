@@ -180,6 +180,12 @@ class MethodConfig:
         """How many times faster the factor learns that starts at zero."""
         return self.plus_ratio or (PLUS_RATIO if self.method == "LoRA+" else 1.0)
 
+    @property
+    def trains_kernels(self) -> bool:
+        """Whether convolutions with kernels are trained."""
+        kernels = METHODS[self.method].kernels
+        return kernels == "always" or (kernels == "by conv_rank" and self.conv_rank > 0)
+
     def of_kernels(self) -> tuple[int, float]:
         """Returns rank and alpha on convolutions with kernels."""
         return (self.conv_rank, self.conv_alpha) if self.conv_rank else (self.rank, self.alpha)
@@ -286,8 +292,8 @@ class Method:
             made = InitialConfig(config.rank, config.alpha)
             return Norm.initial(layer, made, generator) if config.train_norms else None
         rank, alpha = config.rank, config.alpha
-        if has_kernel(layer):
-            if self.kernels == "never" or (self.kernels == "by conv_rank" and not config.conv_rank):
+        if layer.has_kernel:
+            if not config.trains_kernels:
                 return None
             rank, alpha = config.of_kernels()
         if layer.groups > 1:
@@ -320,11 +326,6 @@ def initial_config(config: MethodConfig, rank: int, alpha: float) -> InitialConf
         constraint=config.constraint,
         rescaled=config.rescaled,
     )
-
-
-def has_kernel(layer: Layer) -> bool:
-    """Whether a layer is a convolution of more than one point."""
-    return bool(set(layer.weight_shape[2:]) - {1})
 
 
 def _lora_fa(
@@ -381,7 +382,7 @@ def _with_core(kind: type[Adapter], tucker: type[Adapter]) -> Start:
     def make(
         layer: Layer, made: InitialConfig, config: MethodConfig, generator: Generator
     ) -> Adapter:
-        chosen = tucker if config.use_tucker and has_kernel(layer) else kind
+        chosen = tucker if config.use_tucker and layer.has_kernel else kind
         return chosen.initial(layer, made, generator)
 
     return make

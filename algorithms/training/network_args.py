@@ -78,8 +78,7 @@ def _module(config: MethodConfig) -> str:
 
 def _of_kernels(config: MethodConfig, module: str) -> dict[str, str]:
     """Returns the arguments of convolutions with kernels; LyCORIS trains them unless told not to."""
-    optional = METHODS[config.method].kernels == "by conv_rank"
-    if optional and not config.conv_rank:
+    if not config.trains_kernels:
         return {"conv_dim": "0"} if module == LYCORIS else {}
     if module == "networks.oft":
         return {"enable_conv": "True"}

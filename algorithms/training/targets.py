@@ -118,4 +118,4 @@ def _kind(layer: Layer) -> LayerKind:
         return "linear"
     if layer.kind != "conv":
         return "norm"
-    return "kxk" if set(layer.weight_shape[2:]) - {1} else "1x1"
+    return "kxk" if layer.has_kernel else "1x1"

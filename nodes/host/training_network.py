@@ -155,9 +155,7 @@ def _preset_of(method: MethodConfig) -> str:
         return "ia3"
     if method.method == "OFT (kohya)":
         return "attn-only"
-    kernels = METHODS[method.method].kernels
-    with_kernels = kernels == "always" or (kernels == "by conv_rank" and method.conv_rank > 0)
-    return "C3Lier" if with_kernels else "LierLa"
+    return "C3Lier" if method.trains_kernels else "LierLa"
 
 
 def _method_of(method: MethodConfig, chosen: Chosen) -> MethodConfig:
