@@ -95,6 +95,18 @@ def number_of_block(block: str) -> tuple[str, int]:
     return (found[1], int(found[2])) if found else (block, -1)
 
 
+def selected(text: str) -> tuple[str, str] | None:
+    """Returns the block, the group or the range that a text names, as we spell it, and the part of it.
+
+    None is returned where the text cannot be such a name.
+    """
+    found = SELECTOR.fullmatch(text)
+    if found is None:
+        return None
+    ends = [spelled_block(found[end]) for end in ("first", "last") if found[end]]
+    return "-".join(ends), (found["part"] or "").strip(".")
+
+
 def spelled_block(name: str) -> str:
     """Returns the name of a block as we spell it: IN4 is IN04, MID00 is M00."""
     start, number = number_of_block(name.upper())

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 
 from .binding import Bound
 from .block_lists import entries_of
-from .block_names import ALIASES, ALL, SELECTOR, STARTS, BlockNames, number_of_block, spelled_block
+from .block_names import ALIASES, ALL, STARTS, BlockNames, number_of_block, selected
 from .errors import BlockWeightsError, listed
 from .families.blocks import NAMES, BlockMap, Place, place_of
 
@@ -318,9 +318,8 @@ def _rules_of_list(values: Sequence[Value], blocks: BlockMap) -> Iterator[Rule]:
 
 def _may_name_blocks(text: str) -> bool:
     """Whether a text is a name of blocks, be they those of another model."""
-    found = SELECTOR.fullmatch(text.strip())
-    ends = [found[end] for end in ("first", "last") if found[end]] if found else []
-    starts = [number_of_block(spelled_block(end))[0] for end in ends]
+    found = selected(text.strip())
+    starts = [number_of_block(end)[0] for end in found[0].split("-")] if found else []
     return bool(starts) and all(one in STARTS or one in (*NAMES, *ALIASES) for one in starts)
 
 
@@ -392,11 +391,10 @@ def _several(text: str) -> tuple[list[str], bool]:
 
 def _selector(where: str, text: str) -> tuple[str, str]:
     """Returns a name or a range as we spell it, and the part."""
-    found = SELECTOR.fullmatch(text)
+    found = selected(text)
     if found is None:
         raise BlockWeightsError(f'{where}: "{text}" is no name of blocks. {HOW_TO_WRITE}.')
-    ends = [spelled_block(found[end]) for end in ("first", "last") if found[end]]
-    return "-".join(ends), (found["part"] or "").strip(".")
+    return found
 
 
 def _preset(where: str, name: str, find_preset: FindPreset) -> tuple[Rule | NumberList, ...]:

@@ -15,10 +15,10 @@ weights. What no rule says is as the run has it, and a layer of which nobody say
 import fnmatch
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field
 
-from ..block_names import ALL, SELECTOR, BlockNames, spelled_block
+from ..block_names import ALL, BlockNames, selected
 from ..errors import BlockWeightsError, TrainingError, listed
 from .layer_presets import LAYER_PRESETS
 from .targets import TargetLayer, Targets
@@ -179,7 +179,9 @@ class RuleTable:
             TrainingError: A rule matches nothing, or changes nothing; or no layer is left.
         """
         layers = tuple(layer for layer in targets.layers if norms or layer.kind != "norm")
-        rules = [_PlacedRule(rule, _matcher(rule, targets)) for rule in self.rules]
+        known = BlockNames(targets.blocks)
+        names = {name for layer in targets.layers for name in layer.spellings}
+        rules = [_PlacedRule(rule, _matcher(rule, known, names)) for rule in self.rules]
         chosen = [one for one in (_choice(layer, rules) for layer in layers) if one is not None]
         for placed in rules:
             placed.require_effect(targets)
@@ -293,12 +295,16 @@ def _choice(layer: TargetLayer, rules: Iterable[_PlacedRule]) -> Chosen | None:
     return Chosen(layer, rate, options)
 
 
-def _matcher(rule: Rule, targets: Targets) -> Callable[[TargetLayer], bool]:
-    """Returns whether a rule means a layer."""
+def _matcher(rule: Rule, known: BlockNames, names: Set[str]) -> Callable[[TargetLayer], bool]:
+    """Returns whether a rule means a layer.
+
+    Args:
+        rule: The rule.
+        known: Blocks of the model.
+        names: Every spelling of its layers.
+    """
     if rule.pattern.startswith("re:"):
         return _regular(rule, rule.pattern[3:])
-    known = BlockNames(targets.blocks)
-    names = {name for layer in targets.layers for name in layer.spellings}
     single = [
         _by_name(pattern)
         if set(pattern) & set("*?[") or pattern in names
@@ -325,18 +331,18 @@ def _by_name(pattern: str) -> Callable[[TargetLayer], bool]:
 
 
 def _by_block(rule: Rule, pattern: str, known: BlockNames) -> Callable[[TargetLayer], bool]:
-    found = SELECTOR.fullmatch(pattern)
+    found = selected(pattern)
     if found is None:
         raise TrainingError(
             f'The rule "{rule.text()}": "{pattern}" is the name of no layer, and of no blocks. '
             f"{HOW_TO_WRITE}."
         )
-    blocks = "-".join(spelled_block(found[end]) for end in ("first", "last") if found[end])
+    blocks, named = found
     try:
         covered, _ = known.covered([blocks])
     except BlockWeightsError as error:
         raise TrainingError(f'The rule "{rule.text()}": {error}') from error
-    part = f"{found['part'].strip('.')}." if found["part"] else ""
+    part = f"{named}." if "." in pattern else ""  # "IN01.." names a part that no layer is in
     return lambda layer: layer.place.block in covered and f"{layer.place.part}.".startswith(part)
 
 

@@ -180,6 +180,7 @@ def test_all_values_are_read_with_their_types():
         ("re:(: off", "stands no regular expression"),
         ("*attn3*: off", r"matches no layer. Groups here are ALL, IN, MID, OUT, BASE; blocks are"),
         ("OUT05: off", "matches no layer"),
+        ("IN01..: off", "matches no layer"),
         ("re:attn3: rank=4", "lora_unet_conv_in"),
         ("IN: rank=4\nIN01: rank=8", "of its 6 layers rules before it say all that it says"),
         ("IN: off\nIN01: rank=8", 'none of its 6 layers is trained. Add "on"'),
