@@ -139,7 +139,11 @@ class Hadamard(Form):
         return _work_of_whole(short, long)
 
     def over_pairs(self) -> Product:
-        """Returns the same as one product, whose ranks are the pairs of both."""
+        """Returns the same as one product, whose ranks are the pairs of both.
+
+        left[o, (r, q)] = first.left[o, r] second.left[o, q], and
+        right[(r, q), c] = first.right[r, c] second.right[q, c]
+        """
         one, other = self.first, self.second
         left = one.left[:, :, None] * other.left[:, None, :]
         right = one.right[:, None, :] * other.right[None, :, :]

@@ -85,7 +85,8 @@ class Loha(Adapter):
         positions = y.numel() // outputs
         if not layer.chains or not pairs_are_cheaper(self.rank, outputs, columns, positions):
             return hadamard_output(x, layer, self._factors())
-        up, down = self._pairs()
+        pairs = self.form().over_pairs()
+        up, down = pairs.left, pairs.right
         require_product(up, down, layer.weight_shape)
         kernel = down.to(x.dtype).reshape(-1, *inputs)
         return layer.pointwise(layer.apply(x, kernel), up.to(x.dtype))
@@ -135,15 +136,6 @@ class Loha(Adapter):
             widened(self.w2_a).flatten(1),
             widened(self.w2_b).flatten(1),
         )
-
-    def _pairs(self) -> tuple[Float[Tensor, "O RR"], Float[Tensor, "RR I"]]:
-        """Returns the factors of the LoRA of rank R squared, scale included.
-
-        up[o, (r, q)] = w1_a[o, r] w2_a[o, q], down[(r, q), i] = w1_b[r, i] w2_b[q, i]
-        """
-        a1, b1, a2, b2 = self._factors()
-        up = (a1[:, :, None] * a2[:, None, :]).flatten(1)
-        return up, (b1[:, None, :] * b2[None, :, :]).flatten(0, 1)
 
 
 @dataclass(frozen=True, eq=False)

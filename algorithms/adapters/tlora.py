@@ -121,11 +121,7 @@ class Tlora(Adapter):
         )
 
     def _chain(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the change as a product of two thin matrices.
-
-        P diag(l) Q - P0 diag(l0) Q0 = (P diag(l) - P0 diag(l0)) Q + P0 diag(l0) (Q - Q0): so both
-        terms are as small as what was trained, and no large numbers cancel in low precision.
-        """
+        """Returns the change as a product of two thin matrices."""
         q, p = widened(self.q).flatten(1), widened(self.p).flatten(1)
         shape = tuple(weight.shape)
         matrix = len(shape) > 1 and set(shape[2:]) <= {1}
@@ -139,8 +135,22 @@ class Tlora(Adapter):
         signs = torch.where((base_q * q).sum(1) < 0, -1.0, 1.0)
         base_q = base_q * signs.unsqueeze(1)
         base_p = base_p * base_lengths * signs
-        up = torch.cat([p * widened(self.lengths) - base_p, base_p], 1)
-        return up * scale_of(self.alpha, self.rank), torch.cat([q, q - base_q])
+        up, down = difference(p * widened(self.lengths), q, base_p, base_q)
+        return up * scale_of(self.alpha, self.rank), down
+
+
+def difference(
+    p: Float[Tensor, "O R"],
+    q: Float[Tensor, "R I ..."],
+    base_p: Float[Tensor, "O R"],
+    base_q: Float[Tensor, "R I ..."],
+) -> tuple[Float[Tensor, "O S"], Float[Tensor, "S I ..."]]:
+    """Returns P Q - P0 Q0 as the factors of one product, of rank S = 2 R; P and P0 with the lengths.
+
+    It is (P - P0) Q + P0 (Q - Q0): so both terms are as small as what was trained, and no large
+    numbers cancel in low precision.
+    """
+    return torch.cat([p - base_p, base_p], 1), torch.cat([q, q - base_q])
 
 
 def singular_triples(

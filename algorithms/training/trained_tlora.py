@@ -20,7 +20,7 @@ from torch import Generator, Tensor
 
 from ..adapters.base import Adapter, InitialConfig
 from ..adapters.lora import Lora
-from ..adapters.tlora import Tlora, Triples, singular_triples
+from ..adapters.tlora import Tlora, Triples, difference, singular_triples
 from ..layers import Layer
 from ..shapes import Float
 
@@ -47,9 +47,8 @@ class TrainedTlora(Adapter):
 
     def as_lora(self) -> Lora:
         """Returns the LoRA of rank 2 R that makes the same change, which loads everywhere."""
-        start = self.base_p.flatten(1) * self.base_lengths
-        up = torch.cat([self.p.flatten(1) * self.lengths - start, start], 1)
-        down = torch.cat([self.q, self.q - self.base_q])
+        p, base_p = self.p.flatten(1) * self.lengths, self.base_p.flatten(1) * self.base_lengths
+        up, down = difference(p, self.q, base_p, self.base_q)
         return Lora(up.reshape(*up.shape, *[1] * (self.p.ndim - 2)), down, 2 * self.alpha)
 
     def as_tlora(self) -> Tlora:
