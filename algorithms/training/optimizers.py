@@ -4,13 +4,14 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 
 from ..errors import TrainingError
+from ..families.blocks import Section
 from .averaging import Average
 from .loss_scaling import LossScale
 from .optimizer_kinds import OptimizerKind, check_arguments, kind_of, load_class, read_arguments
@@ -103,7 +104,7 @@ class ParameterGroup:
     parameters: tuple[nn.Parameter, ...]
     rate_factor: float = 1.0
     """On the rate of the part, with LoRA+'s ratio in it; 0 does not train them."""
-    part: Literal["model", "clip"] = "model"
+    part: Section = "model"
 
     def rate(self, config: OptimizerConfig) -> float:
         """Returns the learning rate of the group before any schedule."""

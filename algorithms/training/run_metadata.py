@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timezone
-from typing import Any, Literal
+from typing import Any
 
 from ..families import Family
 from ..families.diffusion_transformers import AURAFLOW, HIDREAM, PIXART, QWEN_IMAGE, SD3
@@ -19,6 +19,7 @@ from ..families.flux import CHROMA, FLUX, FLUX_2, HUNYUAN_VIDEO
 from ..families.lumina import LUMINA_2, Z_IMAGE
 from ..families.unets import SD1, SD2, SDXL, SDXL_REFINER
 from ..families.wan import WAN
+from .model_sampling import Kind
 
 CONFIGURATION = "anyadapter.training"
 """Key of the configuration, as JSON."""
@@ -39,8 +40,6 @@ MINIMUM = (
     "ss_network_args",
 )
 """Keys without which tools misread a file; they are all that is written without training details."""
-
-Prediction = Literal["eps", "v", "flow"]
 
 # Folders before a name, wherever a path from a root, a drive, a server or a home stands in a text; not
 # in a web address, a fraction or a regular expression.
@@ -175,7 +174,7 @@ class RunFacts:
 
     family: Family | None
     """Of the base model."""
-    prediction: Prediction
+    prediction: Kind
     """What the base model predicts."""
     network_module: str
     """Of the tool whose format the file has: see `network_args.py`."""
@@ -248,7 +247,7 @@ def metadata_of(run: RunFacts, *, minimal: bool = False) -> dict[str, str]:
     return _written(found)
 
 
-def naming_of(family: Family | None, prediction: Prediction) -> Naming:
+def naming_of(family: Family | None, prediction: Kind) -> Naming:
     """Returns how others call the base model."""
     if family == SD2 and prediction == "v":
         return SD2_V
