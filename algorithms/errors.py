@@ -9,6 +9,11 @@ def listed(items: Sequence[str], limit: int = 5, separator: str = ", ") -> str:
     return separator.join(items[:limit]) + more
 
 
+def counted(count: int, noun: str) -> str:
+    """Returns a number with its noun, which has an s unless the number is 1."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 class AdapterError(Exception):
     """Base of all errors of the pack."""
 

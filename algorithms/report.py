@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from .adapters import Adapter
 from .adapters.lora import Lora, LoraTucker
-from .errors import listed
+from .errors import counted, listed
 from .formats.parse import AdapterSet
 
 
@@ -50,7 +50,7 @@ def report(
                 f"Patched as weights, since no hook reaches them: {listed(part.unhooked, 3)}"
             )
     lines += [
-        f"Not applied: {_layers(len(modules))}, as {cause} ({listed(modules, 3)})"
+        f"Not applied: {counted(len(modules), 'layer')}, as {cause} ({listed(modules, 3)})"
         for cause, modules in homeless.items()
     ]
     if adapter_set.unclaimed:
@@ -100,8 +100,4 @@ def _method_name(name: str, adapters: Sequence[Adapter], training: str | None) -
 
 
 def _covered(part: Coverage) -> str:
-    return f"{part.part} {part.layers} of {_layers(part.modules)}"
-
-
-def _layers(count: int) -> str:
-    return "1 layer" if count == 1 else f"{count} layers"
+    return f"{part.part} {part.layers} of {counted(part.modules, 'layer')}"

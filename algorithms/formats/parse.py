@@ -17,7 +17,15 @@ from ..adapters.diff import Diff, FullRank
 from ..adapters.dora import Dora
 from ..adapters.lora import UP
 from ..adapters.replacement import Replacement
-from ..errors import FileError, FormatError, MissingTensorError, NonFiniteError, ShapeError, listed
+from ..errors import (
+    FileError,
+    FormatError,
+    MissingTensorError,
+    NonFiniteError,
+    ShapeError,
+    counted,
+    listed,
+)
 from ..shapes import check_fields
 from . import peft
 from .embeddings import Embeddings, is_embedding, split_embeddings
@@ -90,11 +98,11 @@ class AdapterSet:
             assumed.update({one.assumed for one in completions if one.assumed})
             corrected.update({one.corrected for one in completions if one.corrected})
         notes = [
-            f"Nothing in the file says it, so it was assumed for {_modules(count)}: {what}."
+            f"Nothing in the file says it, so it was assumed for {counted(count, 'layer')}: {what}."
             for what, count in assumed.items()
         ]
         notes += [
-            f"Corrected, as the metadata prove it, in {_modules(count)}: {what}."
+            f"Corrected, as the metadata prove it, in {counted(count, 'layer')}: {what}."
             for what, count in corrected.items()
         ]
         return replace(self, adapters=adapters, notes=(*self.notes, *notes))
@@ -671,10 +679,6 @@ def _finite(tensor: Tensor, key: str, where: str) -> None:
             f"{where}: {key} contains NaN or infinity. It would turn every picture black; "
             "the training went wrong or the file is damaged. Use an earlier save."
         )
-
-
-def _modules(count: int) -> str:
-    return "1 layer" if count == 1 else f"{count} layers"
 
 
 def _owned(suffix: str) -> bool:

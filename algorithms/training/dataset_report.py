@@ -1,6 +1,6 @@
 """What a dataset is, in words: how much of it, in which buckets, and what was left out."""
 
-from ..errors import listed
+from ..errors import counted, listed
 from .dataset import Dataset
 
 SHOWN_BUCKETS = 12
@@ -14,15 +14,16 @@ def dataset_report(dataset: Dataset) -> str:
 
 def _counts(dataset: Dataset) -> list[str]:
     own = [item for item in dataset.items if not item.regularization]
-    lines = [f"{_many(len(own), 'item')}, {_many(dataset.count(), 'draw')} in an epoch."]
+    lines = [f"{counted(len(own), 'item')}, {counted(dataset.count(), 'draw')} in an epoch."]
     others = len(dataset.items) - len(own)
     if others:
-        lines.append(f"{_many(others, 'item')} for regularisation, drawn as often in all.")
-    for name, folder in dataset.folders().items():
-        if folder.repeats > 1 or len(dataset.folders()) > 1:
+        lines.append(f"{counted(others, 'item')} for regularisation, drawn as often in all.")
+    folders = dataset.folders()
+    for name, folder in folders.items():
+        if folder.repeats > 1 or len(folders) > 1:
             kind = " for regularisation" if folder.regularization else ""
             lines.append(
-                f"{name}: {_many(folder.pictures, 'item')}{kind}, each {_times(folder.repeats)}."
+                f"{name}: {counted(folder.pictures, 'item')}{kind}, each {_times(folder.repeats)}."
             )
     return lines
 
@@ -37,10 +38,6 @@ def _skipped(dataset: Dataset) -> list[str]:
     if not dataset.skipped:
         return []
     return [f"Skipped {len(dataset.skipped)}:", *(f"  {one}" for one in dataset.skipped)]
-
-
-def _many(count: int, what: str) -> str:
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def _times(count: int) -> str:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field
 
 from ..block_names import ALL, BlockNames, selected
-from ..errors import BlockWeightsError, TrainingError, listed
+from ..errors import BlockWeightsError, TrainingError, counted, listed
 from .layer_presets import LAYER_PRESETS
 from .targets import TargetLayer, Targets
 
@@ -210,9 +210,7 @@ class PlacedRules:
         """Returns the user's rules with how many layers each matches, and how many are trained."""
         told = [(rule.text(), count) for rule, count in self.counts if rule.required]
         width = max((len(text) for text, _ in told), default=0)
-        lines = [
-            f"{text:<{width}}  {count} layer{'' if count == 1 else 's'}" for text, count in told
-        ]
+        lines = [f"{text:<{width}}  {counted(count, 'layer')}" for text, count in told]
         for section, name in (("model", "the model"), ("clip", "the text encoders")):
             of_part = [layer for layer in self.layers if layer.section == section]
             trained = sum(one.layer.section == section for one in self.chosen)
@@ -251,7 +249,7 @@ class _PlacedRule:
                 f"{what} matches no layer. Groups here are {groups}; blocks are called "
                 f"{listed(targets.blocks.blocks, 4)}{called}."
             )
-        layers = f"{self.matched} layer{'' if self.matched == 1 else 's'}"
+        layers = counted(self.matched, "layer")
         if not self.said:
             raise TrainingError(
                 f"{what} has no effect: of its {layers} rules before it say all that it says. Move "

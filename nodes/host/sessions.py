@@ -18,7 +18,7 @@ from comfy.sd import CLIP, VAE
 from comfy.utils import ProgressBar
 from torch import Tensor
 
-from ...algorithms.errors import DatasetError, TrainingError, listed
+from ...algorithms.errors import DatasetError, TrainingError, counted, listed
 from ...algorithms.formats.parse import AdapterSet
 from ...algorithms.training.config import TrainingConfig, steps_of
 from ...algorithms.training.dataset import Dataset, Draw, LatentSource, SizeCondition
@@ -358,7 +358,7 @@ class Session:
     def _report(self, run: Run[Draws], network: Network, examples: Dataset, name: str) -> str:
         """Returns what was done, for people."""
         config, count = self._config, len(examples.items)
-        pictures = "1 picture" if count == 1 else f"{count} pictures"
+        pictures = counted(count, "picture")
         first = self._losses[0][1] if self._losses else float("nan")
         lines = [
             f"{config.method.method} of {len(network.sites)} layers, {network.parameters:,} numbers, "
