@@ -9,7 +9,7 @@ import { BlockPresets } from "./block_presets.js";
 import { Sliders, STEP } from "./block_sliders.js";
 import { rounded, written } from "./block_text.js";
 import { copyText, element, loadStyle, zoomCanvas } from "./dom.js";
-import { HEAD_HEIGHT } from "./growing.js";
+import { foldingFrame, HEAD_HEIGHT } from "./folding.js";
 import { t } from "./i18n.js";
 import { icon } from "./icons.js";
 import { UndoStep } from "./undo.js";
@@ -96,18 +96,6 @@ export class BlockEditor {
   /** @type {BlockPresets | null} */
   #presets = null;
 
-  #fold = element(
-    "button",
-    {
-      type: "button",
-      class: "anyadapter-fold anyadapter-blocks-fold",
-      "aria-expanded": "false",
-      onclick: () => this.#toggle(),
-    },
-    icon("chevron"),
-    t("blocks_title", "Blocks"),
-  );
-  #summary = element("span", { class: "anyadapter-summary anyadapter-blocks-summary" });
   #levels = element("span", {
     class: "anyadapter-blocks-levels",
     role: "group",
@@ -128,16 +116,17 @@ export class BlockEditor {
   });
   #note = element("div", { class: "anyadapter-blocks-note", role: "status", hidden: true });
   #body = element("div", { class: "anyadapter-blocks-body", hidden: true });
-  element = element(
-    "div",
+  #frame = foldingFrame(
     {
-      class: "anyadapter-widget anyadapter-blocks",
-      role: "group",
-      "aria-label": t("blocks_label", "Block weights"),
+      kind: "blocks",
+      title: t("blocks_title", "Blocks"),
+      label: t("blocks_label", "Block weights"),
+      onFold: () => this.#toggle(),
+      onWheel: (event) => this.#onWheel(event),
     },
-    element("div", { class: "anyadapter-head anyadapter-blocks-head" }, this.#fold, this.#summary),
     this.#body,
   );
+  element = this.#frame.element;
   #observer = new ResizeObserver(() => this.#fit());
 
   /**
@@ -146,17 +135,11 @@ export class BlockEditor {
    * @param {(height: number) => void} [onHeight] Called when the editor needs another height.
    */
   constructor(source, view = { open: false, level: "blocks" }, onHeight = () => {}) {
-    loadStyle("widget.css");
     loadStyle("block_editor.css");
     this.#source = source;
     this.#view = view;
     this.#onHeight = onHeight;
     this.#undo = new UndoStep(this.element, () => this.refresh());
-    this.element.addEventListener("wheel", (event) => this.#onWheel(event), { passive: false });
-    this.element.addEventListener("pointerdown", (event) => {
-      // Else the node would be dragged, or with Alt be copied.
-      if (event.button === 0) event.stopPropagation();
-    });
     this.refresh();
   }
 
@@ -168,8 +151,8 @@ export class BlockEditor {
   /** Shows what there is now: text, file, view. */
   async refresh() {
     const { text } = this.#source;
-    this.#summary.textContent = text.trim() || t("blocks_all_one", "all at 1");
-    this.#summary.title = text;
+    this.#frame.summary.textContent = text.trim() || t("blocks_all_one", "all at 1");
+    this.#frame.summary.title = text;
     this.#open(this.#view.open);
     if (!this.#view.open || (text === this.#own && this.#undo.active)) return;
     const refresh = ++this.#refreshes;
@@ -201,7 +184,7 @@ export class BlockEditor {
   /** @param {boolean} open */
   #open(open) {
     if (open === !this.#body.hidden) return;
-    this.#fold.ariaExpanded = String(open);
+    this.#frame.fold.ariaExpanded = String(open);
     this.#body.hidden = !open;
     if (open) {
       this.#build();
@@ -652,7 +635,7 @@ export class BlockEditor {
   #write(text) {
     this.#own = text;
     this.#source.text = text;
-    this.#summary.textContent = text || t("blocks_all_one", "all at 1");
+    this.#frame.summary.textContent = text || t("blocks_all_one", "all at 1");
   }
 
   /**

@@ -2,12 +2,10 @@
 
 import { BlockEditor, forgetBlocks } from "./block_editor.js";
 import { debounced, followedBy } from "./dom.js";
-import { growNode, HEAD_HEIGHT } from "./growing.js";
+import { addFoldingWidget, growNode } from "./folding.js";
 import { t } from "./i18n.js";
-import { keepMounted } from "./nodes_2.js";
 
 const WAIT_MS = 150;
-const MARGIN = 4;
 const OPEN = "anyadapter_blocks_open";
 const LEVEL = "anyadapter_blocks_level";
 const GROWN = "anyadapter_blocks_grown";
@@ -49,19 +47,10 @@ export function addBlockEditor(node) {
       node.properties[LEVEL] = level;
     },
   };
-  const height = () => editor.height + 2 * MARGIN;
   const editor = new BlockEditor(source, view, () =>
     growNode(node, editor.element, editor.height, GROWN),
   );
-  editor.element.style.setProperty("--height", `${HEAD_HEIGHT}px`);
-  const widget = node.addDOMWidget("block_editor", "anyadapter_blocks", editor.element, {
-    serialize: false, // not sent with the prompt
-    margin: MARGIN,
-    getMinHeight: height,
-    getMaxHeight: height,
-  });
-  widget.serialize = false; // not stored in the workflow
-  keepMounted(node, editor.element, "blocks");
+  addFoldingWidget(node, editor, { name: "block_editor", kind: "blocks", fills: false });
 
   const update = debounced(() => editor.refresh(), WAIT_MS);
   for (const one of [blocks, adapter, seed])

@@ -5,10 +5,9 @@
 import { stopTraining } from "./api.js";
 import { openDialog } from "./dialog.js";
 import { copiesOnClick, element, followedBy, loadStyle, zoomCanvas } from "./dom.js";
-import { growNode, HEAD_HEIGHT } from "./growing.js";
+import { addFoldingWidget, foldingFrame, growNode, HEAD_HEIGHT } from "./folding.js";
 import { t } from "./i18n.js";
 import { icon } from "./icons.js";
-import { keepMounted } from "./nodes_2.js";
 import { inFigures, smoothed, TrainingCurve } from "./training_curve.js";
 import { ask, nodeAt, placesOf, takeOutput, trainingOf, watchTrainings } from "./training_runs.js";
 import { UndoStep } from "./undo.js";
@@ -24,7 +23,6 @@ import { UndoStep } from "./undo.js";
  * @property {boolean} logarithmic
  */
 
-const MARGIN = 4;
 const OPEN = "anyadapter_training_open";
 const SMOOTHING = "anyadapter_training_smoothing";
 const LOGARITHMIC = "anyadapter_training_logarithmic";
@@ -66,16 +64,7 @@ export function addTrainingView(node) {
   };
   const grow = () => growNode(node, panel.element, panel.height, GROWN);
   const panel = new TrainingPanel(view, grow);
-  panel.element.style.setProperty("--height", `${HEAD_HEIGHT}px`);
-  const widget = node.addDOMWidget("training", "anyadapter_training", panel.element, {
-    serialize: false, // not sent with the prompt
-    margin: MARGIN,
-    getMinHeight: () => panel.height + 2 * MARGIN,
-    // Unfolded it takes all the room that the user gives the node.
-    getMaxHeight: () => (panel.height > HEAD_HEIGHT ? Infinity : HEAD_HEIGHT + 2 * MARGIN),
-  });
-  widget.serialize = false; // not stored in the workflow
-  keepMounted(node, panel.element, "training");
+  addFoldingWidget(node, panel, { name: "training", kind: "training", fills: true });
 
   const show = (/** @type {string} */ place) => {
     if (nodeAt(place) === node) panel.show(trainingOf(place));
@@ -112,19 +101,6 @@ class TrainingPanel {
   /** @type {Map<Sample, HTMLElement>} */
   #pictures = new Map();
   #curve = new TrainingCurve();
-  #fold = element(
-    "button",
-    {
-      type: "button",
-      class: "anyadapter-fold anyadapter-training-fold",
-      "aria-expanded": "false",
-      disabled: true,
-      onclick: () => this.#look((view) => (view.open = !view.open)),
-    },
-    icon("chevron"),
-    t("training_title", "Training"),
-  );
-  #summary = element("span", { class: "anyadapter-summary anyadapter-training-summary" });
   #facts = element("span", { class: "anyadapter-training-facts" });
   #logarithmic = element(
     "button",
@@ -169,27 +145,23 @@ class TrainingPanel {
     this.#samples,
     this.#foot,
   );
-  element = element(
-    "div",
+  #frame = foldingFrame(
     {
-      class: "anyadapter-widget anyadapter-training",
-      role: "group",
-      "aria-label": t("training_title", "Training"),
-      onwheel: zoomCanvas,
-      onpointerdown: (/** @type {PointerEvent} */ event) => {
-        if (event.button === 0) event.stopPropagation(); // else the node would be dragged
-      },
+      kind: "training",
+      title: t("training_title", "Training"),
+      label: t("training_title", "Training"),
+      onFold: () => this.#look((view) => (view.open = !view.open)),
+      onWheel: zoomCanvas,
     },
-    element("div", { class: "anyadapter-head" }, this.#fold, this.#summary),
     this.#body,
   );
+  element = this.#frame.element;
 
   /**
    * @param {View} view
    * @param {() => void} onHeight Called when the panel needs another height.
    */
   constructor(view, onHeight) {
-    loadStyle("widget.css");
     loadStyle("training_view.css");
     this.#view = view;
     this.#onHeight = onHeight;
@@ -217,11 +189,11 @@ class TrainingPanel {
       this.#onHeight();
     }
     this.element.classList.toggle(EXPANDS, open);
-    this.#fold.disabled = !run;
-    this.#fold.ariaExpanded = String(open);
+    this.#frame.fold.disabled = !run;
+    this.#frame.fold.ariaExpanded = String(open);
     this.#body.hidden = !open;
-    this.#summary.textContent = run ? summary(run) : t("training_none", "has not run yet");
-    this.#summary.title = run?.finished ?? "";
+    this.#frame.summary.textContent = run ? summary(run) : t("training_none", "has not run yet");
+    this.#frame.summary.title = run?.finished ?? "";
     if (open) this.#paint(run);
   }
 
