@@ -1,8 +1,7 @@
 // Small pictures for buttons, drawn with lines in the colour of the text.
 
 import { loadStyle } from "./dom.js";
-
-const SVG = "http://www.w3.org/2000/svg";
+import { svg } from "./svg.js";
 
 /** @typedef {keyof typeof PATHS} PictureName */
 
@@ -30,12 +29,6 @@ const PATHS = {
  */
 export function icon(name) {
   loadStyle("icons.css");
-  const picture = document.createElementNS(SVG, "svg");
-  picture.setAttribute("viewBox", "0 0 16 16");
-  picture.setAttribute("aria-hidden", "true");
-  picture.classList.add("anyadapter-icon");
-  const path = document.createElementNS(SVG, "path");
-  path.setAttribute("d", PATHS[name]);
-  picture.append(path);
-  return picture;
+  const kind = { viewBox: "0 0 16 16", "aria-hidden": "true", class: "anyadapter-icon" };
+  return svg("svg", kind, svg("path", { d: PATHS[name] }));
 }

@@ -6,6 +6,7 @@
 import { scheduleCurve } from "./api.js";
 import { debounced, followedBy, zoomCanvas } from "./dom.js";
 import { t } from "./i18n.js";
+import { label, svg, tenths, ticks } from "./svg.js";
 
 /** @import { Curve } from "./api.js" */
 
@@ -13,7 +14,6 @@ const MIN_HEIGHT = 130;
 const WAIT_MS = 150;
 const MARGIN = { left: 34, right: 17, top: 10, bottom: 20 };
 const GAP_BETWEEN_LABELS = 36;
-const SVG = "http://www.w3.org/2000/svg";
 const STYLE = {
   frame:
     "position: relative; box-sizing: border-box; width: 100%; overflow: hidden; border-radius: 4px;" +
@@ -76,7 +76,7 @@ export function addSchedulePlot(node) {
 class Plot {
   /** @type {Curve | string} */
   #shown = "";
-  #picture = document.createElementNS(SVG, "svg");
+  #picture = svg("svg");
   #note = document.createElement("div");
   #observer = new ResizeObserver(() => this.#draw());
   element = document.createElement("div");
@@ -126,43 +126,25 @@ function elements(curve, width, height) {
   const high = values.at(-1) ?? 1;
   const across = width - MARGIN.left - MARGIN.right;
   const upwards = height - MARGIN.top - MARGIN.bottom;
-  const x = (/** @type {number} */ progress) => round(MARGIN.left + progress * across);
+  const x = (/** @type {number} */ progress) => tenths(MARGIN.left + progress * across);
   const y = (/** @type {number} */ value) =>
-    round(MARGIN.top + ((high - value) / (high - low)) * upwards);
+    tenths(MARGIN.top + ((high - value) / (high - low)) * upwards);
+  const style = STYLE.label;
   const drawn = [];
   const steps = across / 4 < GAP_BETWEEN_LABELS ? 2 : 4;
   for (let step = 0; step <= steps; step++) {
-    const place = { x: x(step / steps), y: height - 6, "text-anchor": "middle" };
+    const place = { x: x(step / steps), y: height - 6, "text-anchor": "middle", style };
     drawn.push(line(x(step / steps), y(low), x(step / steps), y(high), STYLE.grid));
     drawn.push(label(place, `${(100 * step) / steps}%`));
   }
   for (const value of values) {
-    const place = { x: MARGIN.left - 5, y: y(value) + 3.5, "text-anchor": "end" };
+    const place = { x: MARGIN.left - 5, y: y(value) + 3.5, "text-anchor": "end", style };
     drawn.push(line(x(0), y(value), x(1), y(value), value === 0 ? STYLE.zero : STYLE.grid));
-    drawn.push(label(place, String(value)));
+    drawn.push(label(place, value));
   }
   const points = curve.points.map(([progress, value]) => `${x(progress)},${y(value)}`).join(" ");
-  drawn.push(element("polyline", { points, style: STYLE.curve }));
+  drawn.push(svg("polyline", { points, style: STYLE.curve }));
   return drawn;
-}
-
-/**
- * Returns round numbers that enclose a range, evenly spaced, with 0 among them where it is inside.
- *
- * @param {number} low
- * @param {number} high
- * @param {number} count About how many.
- */
-export function ticks(low, high, count) {
-  if (low === high) high = low + 1;
-  const rough = (high - low) / (count - 1);
-  const power = 10 ** Math.floor(Math.log10(rough));
-  const step = power * ([1, 2, 2.5, 5].find((factor) => factor * power >= rough * 0.999) ?? 10);
-  const first = Math.floor(low / step + 1e-9);
-  const last = Math.ceil(high / step - 1e-9);
-  return Array.from({ length: last - first + 1 }, (_, index) =>
-    Number(((first + index) * step).toPrecision(6)),
-  );
 }
 
 /**
@@ -173,30 +155,5 @@ export function ticks(low, high, count) {
  * @param {string} style
  */
 function line(x1, y1, x2, y2, style) {
-  return element("line", { x1, y1, x2, y2, style });
-}
-
-/**
- * @param {Record<string, string | number>} attributes
- * @param {string} text
- */
-function label(attributes, text) {
-  const made = element("text", { ...attributes, style: STYLE.label });
-  made.textContent = text;
-  return made;
-}
-
-/**
- * @param {string} name
- * @param {Record<string, string | number>} attributes
- */
-function element(name, attributes) {
-  const made = document.createElementNS(SVG, name);
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, String(value));
-  return made;
-}
-
-/** @param {number} number */
-function round(number) {
-  return Math.round(number * 10) / 10;
+  return svg("line", { x1, y1, x2, y2, style });
 }

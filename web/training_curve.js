@@ -4,7 +4,7 @@
 
 import { element, zoomCanvas } from "./dom.js";
 import { t } from "./i18n.js";
-import { ticks } from "./schedule_plot.js";
+import { label, svg, tenths, ticks } from "./svg.js";
 
 /** @import { Stretch } from "./api.js" */
 
@@ -19,7 +19,6 @@ import { ticks } from "./schedule_plot.js";
  * @property {boolean} logarithmic
  */
 
-const SVG = "http://www.w3.org/2000/svg";
 const MARGIN = { right: 12, top: 10, bottom: 20 };
 const LABEL_HEIGHT = 28;
 const LABEL_WIDTH = 46;
@@ -84,8 +83,9 @@ export class TrainingCurve {
     const course = points.map(([step], index) => axes.place(step, means[index] ?? null));
     const checks = validation.map(([step, loss]) => axes.place(step, loss));
     // One inside of the other cuts off what is beyond the losses that are shown.
-    const inside = svg("svg", { ...axes.box, viewBox: Object.values(axes.box).join(" ") });
-    inside.append(
+    const inside = svg(
+      "svg",
+      { ...axes.box, viewBox: Object.values(axes.box).join(" ") },
       ...lines(steps, span ? "anyadapter-curve-steps" : "anyadapter-curve-course"),
       ...(span ? lines(course, "anyadapter-curve-course") : []),
       ...lines(checks, "anyadapter-curve-validation", true),
@@ -199,14 +199,14 @@ class Axes {
   x(step) {
     const [first = 0, last = 1] = this.#steps;
     const share = last > first ? (step - first) / (last - first) : 0.5;
-    return round(this.#left + share * (this.#right - this.#left));
+    return tenths(this.#left + share * (this.#right - this.#left));
   }
 
   /** @param {number} loss */
   y(loss) {
     const [low = 0, high = 1] = this.#losses;
     const share = (this.#scaled(loss) - low) / (high - low);
-    return round(this.#bottom - share * (this.#bottom - MARGIN.top));
+    return tenths(this.#bottom - share * (this.#bottom - MARGIN.top));
   }
 
   /**
@@ -377,30 +377,4 @@ function legend(width) {
  */
 function dot([cx, cy], kind) {
   return svg("circle", { cx, cy, r: 2.5, class: kind });
-}
-
-/**
- * @param {Record<string, string | number>} attributes
- * @param {string | number} text
- */
-function label(attributes, text) {
-  const made = svg("text", attributes);
-  made.textContent = String(text);
-  return made;
-}
-
-/**
- * @template {keyof SVGElementTagNameMap} Tag
- * @param {Tag} tag
- * @param {Record<string, string | number>} [attributes]
- */
-function svg(tag, attributes = {}) {
-  const made = document.createElementNS(SVG, tag);
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, String(value));
-  return made;
-}
-
-/** @param {number} number */
-function round(number) {
-  return Math.round(number * 10) / 10;
 }

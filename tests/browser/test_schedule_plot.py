@@ -13,7 +13,7 @@ POINTS = "0:1, 0.5:0.3, 1:0"
 CURVE = "svg[data-plot=schedule] polyline"
 LABELS = "svg[data-plot=schedule] text"
 NOTE = "svg[data-plot=schedule] + [role=status]"
-PLOT = "/extensions/anyadapter/schedule_plot.js"
+SVG_MODULE = "/extensions/anyadapter/svg.js"
 
 
 def schedule_node(
@@ -141,7 +141,7 @@ def test_the_plot_is_neither_stored_nor_sent(page: ComfyPage):
 def test_ticks_are_round_and_enclose_the_values(
     page: ComfyPage, low: float, high: float, expected: list[float]
 ):
-    script = f"async ([low, high]) => (await import('{PLOT}')).ticks(low, high, 3)"
+    script = f"async ([low, high]) => (await import('{SVG_MODULE}')).ticks(low, high, 3)"
     assert page.run(script, [low, high]) == expected
 
 
