@@ -2,7 +2,7 @@
 
 import { adapter, preview } from "./api.js";
 import { openDialog } from "./dialog.js";
-import { copiesOnClick, element, loadStyle } from "./dom.js";
+import { copiesOnClick, element, loadStyle, sentence } from "./dom.js";
 import { t } from "./i18n.js";
 
 /** @import { About, Adapter, Description } from "./api.js" */
@@ -60,7 +60,7 @@ export class Inspector {
       if (name === this.#shown) this.#body.replaceChildren(...this.#content(about));
     } catch (error) {
       if (name !== this.#shown) return;
-      const text = error instanceof Error ? error.message : String(error);
+      const text = sentence(error);
       this.#body.replaceChildren(element("p", { class: "anyadapter-error" }, text));
     }
     this.#body.scrollTop = 0;

@@ -3,7 +3,7 @@
 import { adapters, preview } from "./api.js";
 import { Inspector, fileSize } from "./adapter_inspector.js";
 import { openDialog } from "./dialog.js";
-import { element, loadStyle } from "./dom.js";
+import { element, loadStyle, sentence } from "./dom.js";
 import { FolderTree } from "./folder_tree.js";
 import { t } from "./i18n.js";
 
@@ -184,7 +184,7 @@ class Picker {
         this.#pending = pending;
         this.#problem = "";
       } catch (error) {
-        this.#problem = error instanceof Error ? error.message : String(error);
+        this.#problem = sentence(error);
       }
       const first = !this.#listed.length;
       this.#show();

@@ -8,7 +8,7 @@ import { BlockModel } from "./block_model.js";
 import { BlockPresets } from "./block_presets.js";
 import { Sliders, STEP } from "./block_sliders.js";
 import { rounded, written } from "./block_text.js";
-import { copyText, element, loadStyle, zoomCanvas } from "./dom.js";
+import { copyText, element, loadStyle, sentence, zoomCanvas } from "./dom.js";
 import { foldingFrame, HEAD_HEIGHT } from "./folding.js";
 import { t } from "./i18n.js";
 import { icon } from "./icons.js";
@@ -162,7 +162,7 @@ export class BlockEditor {
     } catch (error) {
       if (isLatest()) {
         this.#scroller.inert = true;
-        this.#tellRead(error instanceof Error ? error.message : String(error), true);
+        this.#tellRead(sentence(error), true);
       }
     }
     if (isLatest()) this.#presets?.mark();
@@ -692,7 +692,7 @@ export class BlockEditor {
       await blockWeights(this.#source.adapter(), text, this.#source.seed());
       this.#take(text);
     } catch (error) {
-      this.#tell(error instanceof Error ? error.message : String(error), true);
+      this.#tell(sentence(error), true);
     }
   }
 

@@ -8,7 +8,7 @@ import {
   RefusedError,
   savePreset,
 } from "./api.js";
-import { element } from "./dom.js";
+import { element, sentence } from "./dom.js";
 import { t } from "./i18n.js";
 import { icon } from "./icons.js";
 
@@ -280,9 +280,4 @@ function button(label, onclick, disabled = false) {
 function plain(text) {
   const items = text.split(/[,\n]/).map((item) => item.replace(/\s/g, ""));
   return items.filter(Boolean).join(",") || "ALL:1";
-}
-
-/** @param {unknown} error */
-function sentence(error) {
-  return error instanceof Error ? error.message : String(error);
 }

@@ -83,6 +83,15 @@ export function debounced(action, waitMs) {
 }
 
 /**
+ * Returns what an error says.
+ *
+ * @param {unknown} error
+ */
+export function sentence(error) {
+  return error instanceof Error ? error.message : String(error);
+}
+
+/**
  * Puts a text on the clipboard, also where the page came over HTTP from another machine and browsers
  * do not offer it.
  *

@@ -4,7 +4,7 @@
 // themselves, as they are the variables of ComfyUI's own style.
 
 import { scheduleCurve } from "./api.js";
-import { debounced, followedBy, zoomCanvas } from "./dom.js";
+import { debounced, followedBy, sentence, zoomCanvas } from "./dom.js";
 import { t } from "./i18n.js";
 import { label, svg, tenths, ticks } from "./svg.js";
 
@@ -62,7 +62,7 @@ export function addSchedulePlot(node) {
       const curve = await scheduleCurve(Object.fromEntries(values));
       if (isLatest()) plot.show(curve);
     } catch (error) {
-      if (isLatest()) plot.show(error instanceof Error ? error.message : String(error));
+      if (isLatest()) plot.show(sentence(error));
     }
   }, WAIT_MS);
   for (const one of widgets) one.callback = followedBy(one.callback, update);

@@ -1,5 +1,6 @@
 // The text of a stack, read and written as `algorithms/stack.py` does.
 
+import { sentence } from "./dom.js";
 import { t } from "./i18n.js";
 
 /**
@@ -71,7 +72,7 @@ export function readLines(text) {
         row: read(t("stack.line", "Line {number}", { number: index + 1 }), written),
       };
     } catch (error) {
-      return { text: line, error: error instanceof Error ? error.message : String(error) };
+      return { text: line, error: sentence(error) };
     }
   });
 }

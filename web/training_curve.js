@@ -2,7 +2,7 @@
 //
 // It is an SVG, as the plot of Adapter Schedule is and for the same reasons.
 
-import { element, zoomCanvas } from "./dom.js";
+import { element } from "./dom.js";
 import { t } from "./i18n.js";
 import { label, svg, tenths, ticks } from "./svg.js";
 
@@ -15,7 +15,8 @@ import { label, svg, tenths, ticks } from "./svg.js";
  * @typedef {object} Shown
  * @property {Stretch[]} points By step, ascending.
  * @property {Losses} validation
- * @property {number} span Over how many steps losses are smoothed; 0 for not at all.
+ * @property {(number | null)[]} means Of the losses up to each point.
+ * @property {boolean} smooth Whether they are others than the losses.
  * @property {boolean} logarithmic
  */
 
@@ -28,7 +29,7 @@ const NEAR = 5;
 
 export class TrainingCurve {
   /** @type {Shown} */
-  #shown = { points: [], validation: [], span: 0, logarithmic: false };
+  #shown = { points: [], validation: [], means: [], smooth: false, logarithmic: false };
   /** @type {Axes | null} */
   #axes = null;
   /** Which point is looked at; -1 for none. */
@@ -48,7 +49,6 @@ export class TrainingCurve {
       onpointerleave: () => this.#look(-1),
       onblur: () => this.#look(-1),
       onkeydown: (/** @type {KeyboardEvent} */ event) => this.#onKey(event),
-      onwheel: zoomCanvas,
     },
     this.#picture,
     this.#told,
@@ -71,10 +71,9 @@ export class TrainingCurve {
   #draw() {
     const { clientWidth: width, clientHeight: height } = this.element;
     if (!width || !height) return; // folded
-    const { points, validation, span } = this.#shown;
+    const { points, validation, means, smooth } = this.#shown;
     const axes = new Axes(this.#shown, width, height);
     this.#axes = axes;
-    const means = smoothed(points, span);
     const steps = points.flatMap(([step, loss, , low, high]) =>
       low === undefined || high === undefined
         ? [axes.place(step, loss)]
@@ -86,8 +85,8 @@ export class TrainingCurve {
     const inside = svg(
       "svg",
       { ...axes.box, viewBox: Object.values(axes.box).join(" ") },
-      ...lines(steps, span ? "anyadapter-curve-steps" : "anyadapter-curve-course"),
-      ...(span ? lines(course, "anyadapter-curve-course") : []),
+      ...lines(steps, smooth ? "anyadapter-curve-steps" : "anyadapter-curve-course"),
+      ...(smooth ? lines(course, "anyadapter-curve-course") : []),
       ...lines(checks, "anyadapter-curve-validation", true),
     );
     this.#picture.replaceChildren(...axes.elements(), inside, this.#cursor);

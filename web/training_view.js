@@ -4,7 +4,7 @@
 
 import { stopTraining } from "./api.js";
 import { openDialog } from "./dialog.js";
-import { copiesOnClick, element, followedBy, loadStyle, zoomCanvas } from "./dom.js";
+import { copiesOnClick, element, followedBy, loadStyle, sentence, zoomCanvas } from "./dom.js";
 import { addFoldingWidget, foldingFrame, growNode, HEAD_HEIGHT } from "./folding.js";
 import { t } from "./i18n.js";
 import { icon } from "./icons.js";
@@ -218,12 +218,14 @@ class TrainingPanel {
   /** @param {Training} run */
   #paint(run) {
     const { smoothing, logarithmic } = this.#view;
-    const span = SPANS[smoothing] * run.total;
+    const { points, validation, total } = run;
+    const span = SPANS[smoothing] * total;
+    const means = smoothed(points, span);
     this.#smoothing.value = smoothing;
     this.#logarithmic.ariaPressed = String(logarithmic);
-    this.#facts.textContent = run.phase || facts(run, span);
+    this.#facts.textContent = run.phase || facts(run, means);
     this.#facts.title = this.#facts.textContent;
-    this.#curve.show({ points: run.points, validation: run.validation, span, logarithmic });
+    this.#curve.show({ points, validation, means, smooth: span > 0, logarithmic });
     this.#paintSamples(run.samples);
     this.#paintFoot(run);
   }
@@ -282,7 +284,7 @@ class TrainingPanel {
             await stopTraining(run.node, run.run);
           } catch (error) {
             button.disabled = false;
-            hint.textContent = error instanceof Error ? error.message : String(error);
+            hint.textContent = sentence(error);
             hint.title = hint.textContent;
             hint.classList.add("anyadapter-training-wrong");
           }
@@ -334,10 +336,10 @@ function summary(run) {
  * Says how a training fares.
  *
  * @param {Training} run
- * @param {number} span
+ * @param {(number | null)[]} means Of its losses.
  */
-function facts(run, span) {
-  const loss = smoothed(run.points, span).findLast((mean) => mean !== null);
+function facts(run, means) {
+  const loss = means.findLast((mean) => mean !== null);
   if (loss === undefined) return "";
   const { seconds_per_step: pace, rate } = run;
   const words = [t("training_loss", "loss {loss}", { loss: inFigures(loss) })];
