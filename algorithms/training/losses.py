@@ -76,7 +76,7 @@ def elementwise(
         config: The function.
         residual: d, output - target of the network.
         sigma: √((1 - ᾱ)/ᾱ) of each sample, which the schedule `snr` reads.
-        level: Timestep of each sample over the number of timesteps.
+        level: Timestep of each sample over the number of timesteps, on any device.
     """
     if config.loss_type == "l2":
         return residual**2
@@ -95,8 +95,8 @@ def huber_threshold(
     if config.huber_schedule == "snr":
         return (1 - c) / (1 + sigma) ** 2 + c
     if config.huber_schedule == "exponential":
-        return config.huber_scale * torch.exp(math.log(c) * level)
-    return torch.full_like(level, config.huber_scale * c)
+        return config.huber_scale * torch.exp(math.log(c) * level.to(sigma.device))
+    return torch.full_like(sigma, config.huber_scale * c)
 
 
 def masked_mean(

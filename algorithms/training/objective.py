@@ -18,7 +18,7 @@ FIXED_LEVELS = (0.2, 0.4, 0.6, 0.8)
 
 @dataclass(frozen=True, eq=False)
 class Noised:
-    """A batch of latents made noisy, in float32 on the device of the latents."""
+    """A batch of latents made noisy, in float32; all but `level` is on the device of the latents."""
 
     noisy: Float[Tensor, "B ..."]
     """x_t, in the host's scaling."""
@@ -28,7 +28,9 @@ class Noised:
     """What the input has of noise besides."""
     sigma: Float[Tensor, " B"]
     level: Float[Tensor, " B"]
-    """Timestep over the number of timesteps, or σ of flow: 0 is clean and 1 is pure noise."""
+    """Timestep over the number of timesteps, or σ of flow: 0 is clean and 1 is pure noise.
+
+    On the CPU, where levels are drawn and T-LoRA chooses its ranks."""
 
 
 class Objective:
@@ -155,7 +157,7 @@ class Objective:
         noise = noise.to(device)
         perturbation = None if perturbation is None else perturbation.to(device)
         sigma = torch.tensor([one.sigma for one in levels], device=device)
-        level = torch.tensor([one.level for one in levels], device=device)
+        level = torch.tensor([one.level for one in levels])
         given = noise if perturbation is None else noise + perturbation
         noisy = self.sampling.noisy(spread(sigma, latent), given, latent.float())
         return Noised(noisy, noise, perturbation, sigma, level)

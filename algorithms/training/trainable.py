@@ -22,7 +22,7 @@ from ..shapes import Float
 from .dropped_lora import DroppedLora
 from .methods import METHODS, MethodConfig
 from .nested_lora import NestedLora
-from .trained_tlora import TrainedTlora
+from .trained_tlora import RankMasks, TrainedTlora
 
 Group = Literal["base", "plus"]
 
@@ -62,7 +62,7 @@ class TrainableAdapter(nn.Module):
         self._plus: set[str] = set()
         self._sees_noise = sees_noise
         self._drawn: float | None = None
-        self._levels: Tensor | None = None
+        self._used: Tensor | None = None
         method = METHODS[config.method]
         for name, tensor in start.tensors().items():
             value = tensor.detach().to(dtype=dtype, copy=True)
@@ -110,14 +110,17 @@ class TrainableAdapter(nn.Module):
             groups["plus" if name in attributes else "base"].append(parameter)
         return groups
 
-    def begin_step(self, noise_levels: Float[Tensor, " B"] | None, drawn: float) -> None:
+    def begin_step(self, masks: RankMasks | None, drawn: float) -> None:
         """Takes what changes from step to step.
 
         Args:
-            noise_levels: For each sample, 0 without noise to 1 for noise alone; None is unknown.
+            masks: T-LoRA's, for the noise of each sample; None is unknown.
             drawn: A number from 0 to below 1, by which DyLoRA chooses its rank.
         """
-        self._levels, self._drawn = noise_levels if self._sees_noise else None, drawn
+        self._drawn, self._used = drawn, None
+        if masks is not None and self._sees_noise and isinstance(self.form, TrainedTlora):
+            least, device = self.config.min_rank, next(self.parameters()).device
+            self._used = masks.of(self.form.rank, least, self.config.rank_power, device)
 
     def change(
         self, x: Float[Tensor, "B ..."], y: Float[Tensor, "B ..."], layer: Layer
@@ -167,7 +170,7 @@ class TrainableAdapter(nn.Module):
         used: Tensor | None = None
         if isinstance(adapter, TrainedTlora):
             copies = 2
-            used = self._used_ranks(adapter.rank, x) if self.training else None
+            used = self._used_ranks(x) if self.training else None
         if isinstance(adapter, TrainedTlora | NestedLora):
             adapter = adapter.as_lora()
         if not self.training:
@@ -205,25 +208,17 @@ class TrainableAdapter(nn.Module):
         up = torch.cat([cut.up[:, :old].detach(), cut.up[:, old:]], 1)
         return replace(cut, up=up, down=torch.cat([cut.down[:old].detach(), cut.down[old:]]))
 
-    def _used_ranks(self, ranks: int, x: Tensor) -> Float[Tensor, "B R"] | None:
-        """Returns 1 for the ranks that each sample of `x` uses, None for all.
-
-        r(level) = floor((1 - level)^a (R - r_min)) + r_min
-        """
-        levels, config = self._levels, self.config
-        if levels is None:
+    def _used_ranks(self, x: Tensor) -> Float[Tensor, "B R"] | None:
+        """Returns 1 for the ranks that each sample of `x` uses, None for all."""
+        used = self._used
+        if used is None:
             return None
-        if x.shape[0] % len(levels):
+        if x.shape[0] % len(used):
             raise TrainingError(
-                f"T-LoRA chooses ranks by the noise of each of {len(levels)} samples, and a layer "
+                f"T-LoRA chooses ranks by the noise of each of {len(used)} samples, and a layer "
                 f"gets {x.shape[0]} at once: set the batch size to 1, or leave the layer out."
             )
-        least = min(config.min_rank, ranks)
-        # Not on the device: Apple's have no float64.
-        share = (1 - levels.double()).clamp(0, 1) ** config.rank_power
-        counts = ((share * (ranks - least)).floor() + least).to(x.device, torch.float32)
-        used = torch.arange(ranks, device=x.device) < counts[:, None]
-        return used.to(x.dtype).repeat_interleave(x.shape[0] // len(levels), 0)
+        return used.repeat_interleave(x.shape[0] // len(used), 0)
 
     def _is_left_out(self) -> bool:
         """Draws whether this call goes without the adapter."""
@@ -262,15 +257,16 @@ class TrainableNetwork(nn.Module):
         """Tells all adapters of a new step, or of a new batch of one.
 
         Args:
-            noise_levels: For each sample, 0 without noise to 1 for noise alone; None is unknown.
+            noise_levels: For each sample, 0 without noise to 1 for noise alone, on the CPU; None is
+                unknown.
             generator: DyLoRA's, on the CPU: one number for all adapters, or one for each.
         """
-        levels = None if noise_levels is None else noise_levels.cpu()  # once, and not in each layer
+        masks = None if noise_levels is None else RankMasks(noise_levels)
         drawn = float(torch.rand((), generator=generator))
         for _, adapter in self.items():
             if adapter.config.dylora_per_module:
                 drawn = float(torch.rand((), generator=generator))
-            adapter.begin_step(levels, drawn)
+            adapter.begin_step(masks, drawn)
 
     def adapters(self) -> dict[str, Adapter]:
         """Returns what a file stores, by key."""

@@ -25,6 +25,37 @@ from ..layers import Layer
 from ..shapes import Float
 
 
+class RankMasks:
+    """The ranks that each sample of a batch uses: layers that are alike share one mask."""
+
+    def __init__(self, noise_levels: Float[Tensor, " B"]) -> None:
+        """Takes, for each sample, 0 without noise to 1 for noise alone; on the CPU."""
+        # Not on the device: Apple's have no float64.
+        self._clean = (1 - noise_levels.double()).clamp(0, 1)
+        self._made: dict[tuple[int, int, float, torch.device], Tensor] = {}
+
+    def of(
+        self, ranks: int, least: int, power: float, device: torch.device
+    ) -> Float[Tensor, "B R"]:
+        """Returns 1 for the ranks that each sample uses, 0 for the others.
+
+        r(level) = floor((1 - level)^a (R - r_min)) + r_min
+
+        Args:
+            ranks: R.
+            least: r_min; not more than R count.
+            power: a.
+            device: Of the mask.
+        """
+        key = ranks, least, power, device
+        if key not in self._made:
+            least = min(least, ranks)
+            counts = (self._clean**power * (ranks - least)).floor() + least
+            used = torch.arange(ranks) < counts[:, None]
+            self._made[key] = used.float().to(device)
+        return self._made[key]
+
+
 @dataclass(frozen=True, eq=False)
 class TrainedTlora(Adapter):
     """Triples and their start; no file holds it."""

@@ -82,6 +82,12 @@ def test_an_exponential_threshold_is_scaled_and_that_of_snr_is_not() -> None:
     assert_close(twice[1], once[1])
 
 
+@pytest.mark.parametrize("schedule", ["constant", "exponential", "snr"])
+def test_thresholds_are_on_the_device_of_sigma(schedule: str) -> None:
+    config = LossConfig(loss_type="huber", huber_schedule=schedule)
+    assert huber_threshold(config, SIGMAS.to("meta"), TIMESTEPS / 1000).is_meta
+
+
 def test_scaling_v_like_noise_is_the_formula() -> None:
     assert_close(snr_weight(LIKE_NOISE, "v", SNR), SNR / (SNR + 1))
 

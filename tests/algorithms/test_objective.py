@@ -208,6 +208,13 @@ def test_everything_is_float32_whatever_the_latents_are(kind: Kind) -> None:
     assert by.losses(noised, latent, latent, mask=latent[:, :1]).dtype == torch.float32
 
 
+def test_levels_stay_on_the_cpu_wherever_the_latents_are() -> None:
+    (noised,) = objective("v").fixed(LATENT.to("meta"), seed=0, levels=(0.4,))
+    assert noised.noisy.is_meta
+    assert noised.sigma.is_meta
+    assert noised.level.tolist() == pytest.approx([0.4] * 6)
+
+
 def test_noise_levels_are_those_of_the_schedule() -> None:
     noised = objective("v").draw(LATENT, generator(), RESOLUTION_PX)
     timesteps = (noised.level * 1000).round().long()

@@ -23,7 +23,7 @@ from anyadapter.algorithms.training.methods import METHODS, MethodConfig
 from anyadapter.algorithms.training.nested_lora import NestedLora
 from anyadapter.algorithms.training.network_args import network_args
 from anyadapter.algorithms.training.trainable import TrainableAdapter, TrainableNetwork
-from anyadapter.algorithms.training.trained_tlora import TrainedTlora
+from anyadapter.algorithms.training.trained_tlora import RankMasks, TrainedTlora
 from checking import annotations_unchecked
 from layer_cases import LayerCase, layer_of
 from oracles import lycoris
@@ -452,6 +452,16 @@ def test_t_lora_uses_fewer_ranks_of_noisier_samples() -> None:
         start = now.base_p[:, :ranks] * now.base_lengths[:, :ranks] @ now.base_q[:ranks]
         change = (p * lengths @ q - start) * 0.5
         assert_close(found[sample], one.case.x[sample] @ change.T)
+
+
+def test_layers_that_are_alike_share_a_mask_and_others_have_their_own() -> None:
+    masks, cpu = RankMasks(torch.tensor([0.0, 0.5, 1.0])), torch.device("cpu")
+    mask = masks.of(4, 1, 1.0, cpu)
+    assert mask.tolist() == [[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0]]
+    assert masks.of(4, 1, 1.0, cpu) is mask
+    assert masks.of(2, 3, 1.0, cpu).tolist() == [[1, 1]] * 3
+    assert masks.of(4, 3, 1.0, cpu).sum(1).tolist() == [4, 3, 3]
+    assert masks.of(4, 1, 2.0, cpu).sum(1).tolist() == [4, 1, 1]
 
 
 def test_t_lora_repeats_levels_for_layers_that_see_several_parts_of_a_sample() -> None:
