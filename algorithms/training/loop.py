@@ -245,20 +245,23 @@ class Run(Generic[D]):
         batches = [self._data.load(one) for one in described]
         examples = sum(batch.latent.shape[0] for batch in batches)
         self._stepper.zero_grad()
-        total = 0.0
+        parts: list[Tensor] = []
         for batch in batches:
             noised = self._objective.draw(batch.latent, self._noise, batch.resolution_px)
             self.network.begin_step(noised.level, self._ranks)
             denoised = self._predict(batch, noised)
             part = self._losses(batch, noised, denoised).sum() / examples
-            value = float(part.detach())
+            self._stepper.scaled(part).backward()
+            parts.append(part.detach())
+        total = 0.0
+        for value in torch.stack(parts).tolist():  # once, since to read is to wait for the device
             if not math.isfinite(value):
+                self._stepper.zero_grad()
                 raise TrainingError(
                     f"The loss of step {self.done + 1} is {value}: the training has come apart. Lower "
                     "the learning rate (or the rank of LoHa), or train in a wider precision. What was "
                     "learned before this step is kept."
                 )
-            self._stepper.scaled(part).backward()
             total += value
         return total
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from anyadapter.algorithms.errors import TrainingError
 from anyadapter.algorithms.training.methods import METHODS, MethodConfig
@@ -142,6 +143,31 @@ def test_a_loss_that_is_not_finite_stops_before_it_spoils_anything() -> None:
         training.losses()
     assert training.run.done == 2
     assert all(torch.equal(before[name], tensor) for name, tensor in training.tensors().items())
+
+
+@pytest.mark.parametrize("bad", [0, 1], ids=["first", "last"])
+def test_after_a_loss_that_is_not_finite_the_step_can_be_done_again(bad: int) -> None:
+    settings = replace(SHORT, method=lora(dropout=0.1, rank_dropout=0.2), accumulation=2)
+    torch.manual_seed(3)
+    whole = ToyTraining(settings)
+    losses = whole.losses()
+    torch.manual_seed(3)
+    broken = ToyTraining(settings)
+    before = broken.losses(2)
+    tensors, calls = broken.tensors(), iter(range(2))
+
+    def spoil(_module: object, _given: object, output: Tensor) -> Tensor:
+        return output * float("inf") if next(calls) == bad else output
+
+    with (
+        broken.unet.register_forward_hook(spoil),
+        pytest.raises(TrainingError, match=r"loss of step 3 is (inf|nan)"),
+    ):
+        broken.losses()
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in broken.tensors().items())
+    assert all(parameter.grad is None for parameter in broken.network.parameters())
+    assert before + broken.losses() == losses
+    assert same(broken, whole)
 
 
 def test_a_state_of_another_network_is_refused() -> None:
