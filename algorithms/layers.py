@@ -206,6 +206,34 @@ class Layer:
         geometry = (self.stride, self.padding, self.dilation, self.groups)
         return functions[weight.ndim](shape, weight, gradient, *geometry)
 
+    def gradients(
+        self,
+        gradient: Float[Tensor, "B ..."],
+        x: Float[Tensor, "B ..."],
+        weight: Float[Tensor, "O ..."],
+        *,
+        of_input: bool,
+    ) -> tuple[Float[Tensor, "B ..."] | None, Float[Tensor, "O ..."]]:
+        """Returns the gradients by the input and by a weight that was applied to it.
+
+        Args:
+            gradient: That by the output.
+            x: The input.
+            weight: What `apply` was given.
+            of_input: Whether that by the input is wanted: else None stands for it.
+        """
+        if self.kind == "linear":
+            of_weight = gradient.flatten(0, -2).T @ x.flatten(0, -2)
+            return gradient @ weight if of_input else None, of_weight
+        if self.kind == "conv" and self.padding_mode == "zeros":
+            # Autograd's own: `torch.nn.grad` computes each gradient apart.
+            geometry = (self.stride, self.padding, self.dilation, False, (0,), self.groups)
+            wanted = (of_input, True, False)
+            backward = torch.ops.aten.convolution_backward
+            return backward(gradient, x, weight, None, *geometry, wanted)[:2]
+        found = torch.func.vjp(self.apply, x, weight)[1](gradient)
+        return found if of_input else (None, found[1])
+
     def pointwise(
         self, x: Float[Tensor, "B ..."], matrix: Float[Tensor, "O I"]
     ) -> Float[Tensor, "B ..."]:

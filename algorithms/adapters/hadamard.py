@@ -7,7 +7,6 @@ W would keep W. Here the four factors and the input are all that is kept: of a l
 1024 in float32 that is 12 MiB less. Source of the idea: LyCORIS `HadaWeight`.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -43,7 +42,7 @@ def hadamard_output(
     _require_halves(factors, layer.weight_shape)
     if torch.is_grad_enabled():
         return _Applied.apply(layer, x, *factors)
-    return layer.apply(x, _weight(layer, x, factors))
+    return layer.apply(x, _as_weight(_product(*factors), layer, x))
 
 
 class _Product(torch.autograd.Function):
@@ -56,7 +55,9 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Factors:
-        return _of_factors(gradients[0], ctx.saved_tensors)
+        a1, b1, a2, b2 = ctx.saved_tensors
+        of_first = _of_half(gradients[0], a1, b1, a2 @ b2)
+        return *of_first, *_of_half(gradients[0], a2, b2, a1 @ b1)
 
 
 class _Applied(torch.autograd.Function):
@@ -66,15 +67,19 @@ class _Applied(torch.autograd.Function):
     def forward(ctx: Any, layer: Layer, x: Tensor, *factors: Tensor) -> Tensor:
         ctx.layer = layer
         ctx.save_for_backward(x, *factors)
-        return layer.apply(x, _weight(layer, x, factors))
+        return layer.apply(x, _as_weight(_product(*factors), layer, x))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, *factors = ctx.saved_tensors
-        weight = _weight(ctx.layer, x, factors)
-        of_x, of_weight = _of_layer(ctx.layer, x, weight, gradients[0])
-        of_weight = of_weight.reshape(factors[0].shape[0], -1).to(factors[0].dtype)
-        return None, of_x, *_of_factors(of_weight, factors)
+        x, a1, b1, a2, b2 = ctx.saved_tensors
+        first, second = a1 @ b1, a2 @ b2
+        weight = _as_weight(first * second, ctx.layer, x)
+        of_input = ctx.needs_input_grad[1]
+        of_x, of_weight = ctx.layer.gradients(gradients[0], x, weight, of_input=of_input)
+        del weight
+        of_product = of_weight.reshape(first.shape).to(first.dtype)
+        of_first = _of_half(of_product, a1, b1, second)
+        return None, of_x, *of_first, *_of_half(of_product, a2, b2, first)
 
 
 def _product(a1: Tensor, b1: Tensor, a2: Tensor, b2: Tensor) -> Tensor:
@@ -82,30 +87,17 @@ def _product(a1: Tensor, b1: Tensor, a2: Tensor, b2: Tensor) -> Tensor:
     return (a1 @ b1).mul_(a2 @ b2)
 
 
-def _weight(layer: Layer, x: Tensor, factors: Sequence[Tensor]) -> Tensor:
-    return _product(*factors).reshape(layer.weight_shape).to(x.dtype)
+def _as_weight(product: Tensor, layer: Layer, x: Tensor) -> Tensor:
+    return product.reshape(layer.weight_shape).to(x.dtype)
 
 
-def _of_factors(gradient: Tensor, factors: Sequence[Tensor]) -> Factors:
-    """Returns the gradients of the factors for that of the product.
+def _of_half(gradient: Tensor, a: Tensor, b: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the gradients of the factors of one half for that of the product.
 
-    With G = dL/dW, P = a1 b1 and Q = a2 b2 they are (G ⊙ Q) b1ᵀ, a1ᵀ (G ⊙ Q), (G ⊙ P) b2ᵀ and
-    a2ᵀ (G ⊙ P).
+    With G = dL/dW and Q the other half they are (G ⊙ Q) bᵀ and aᵀ (G ⊙ Q).
     """
-    a1, b1, a2, b2 = factors
-    of_first = gradient * (a2 @ b2)
-    of_a1, of_b1 = of_first @ b1.T, a1.T @ of_first
-    del of_first  # it is as large as the weight
-    of_second = gradient * (a1 @ b1)
-    return of_a1, of_b1, of_second @ b2.T, a2.T @ of_second
-
-
-def _of_layer(layer: Layer, x: Tensor, weight: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the gradients of an input and a weight for that of the output."""
-    if layer.kind == "linear":
-        return gradient @ weight, gradient.flatten(0, -2).T @ x.flatten(0, -2)
-    pull_back = torch.func.vjp(layer.apply, x, weight)[1]
-    return pull_back(gradient)
+    of_half = gradient * other
+    return of_half @ b.T, a.T @ of_half
 
 
 def _require_halves(factors: Factors, shape: tuple[int, ...]) -> None:

@@ -437,6 +437,20 @@ def test_a_layer_with_the_product_has_the_gradients_of_its_formula(case: LayerCa
     assert torch.autograd.gradgradcheck(used_twice, inputs)
 
 
+@pytest.mark.parametrize("case", SMALL, ids=lambda case: case.name)
+def test_its_gradients_are_the_same_bits_for_an_input_that_needs_none(case: LayerCase) -> None:
+    given = factors(4, case.weight[0].numel())
+    weight = hadamard(given, case.weight.shape).detach().requires_grad_()
+    by_autograd, x = case.layer.apply(case.x, weight), case.x.clone().requires_grad_()
+    seed = random(*by_autograd.shape)
+    of_weight = torch.autograd.grad(by_autograd, weight, seed)[0]
+    expected = torch.autograd.grad(hadamard(given, case.weight.shape), given, of_weight)
+    for inputs in (case.x, x):
+        found = torch.autograd.grad(hadamard_output(inputs, case.layer, given), given, seed)
+        for one, other in zip(found, expected, strict=True):
+            assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("back", [False, True])
 @annotations_unchecked()  # hundreds of calls
 def test_stages_have_the_gradients_of_their_formula(back: bool) -> None:
