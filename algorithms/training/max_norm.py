@@ -72,8 +72,6 @@ def norm_of(adapter: Adapter) -> float:
     """Returns the norm of a change, or the measure that stands for it."""
     if isinstance(adapter, Dora):
         return norm_of(adapter.inner)
-    if isinstance(adapter, TrainedTlora | NestedLora):
-        return adapter.as_lora().form().norm()
     if isinstance(adapter, Rotation):
         squares = [float(torch.linalg.vector_norm(block)) ** 2 for block in _blocks(adapter)]
         return sum(squares) ** 0.5

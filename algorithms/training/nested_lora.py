@@ -20,19 +20,19 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from ..adapters.base import Adapter, InitialConfig
+from ..adapters.base import InitialConfig
 from ..adapters.linalg import kaiming
 from ..adapters.lora import Lora
 from ..layers import Layer
 from ..shapes import Float
+from .training_form import TrainingForm
 
 
 @dataclass(frozen=True, eq=False)
-class NestedLora(Adapter):
-    """Both factors of a LoRA and the levels between them; no file holds it."""
+class NestedLora(TrainingForm):
+    """Both factors of a LoRA and the levels between them."""
 
     name = "NestedUNet in training"
-    roles = ()
     additive = True
 
     up: Float[Tensor, "O R ..."]
@@ -53,16 +53,6 @@ class NestedLora(Adapter):
         up = self.up.flatten(1)
         below = self.d1 + self.u2 @ (self.d2 @ self.d1)
         return Lora((up + (up @ self.u1) @ below).reshape(self.up.shape), self.down, self.alpha)
-
-    def delta_weight(self, weight: Float[Tensor, "O ..."]) -> Float[Tensor, "O ..."]:
-        """Returns the scaled product in the shape of `weight`; only its shape is read."""
-        return self.as_lora().delta_weight(weight)
-
-    def delta_output(
-        self, x: Float[Tensor, "B ..."], y: Float[Tensor, "B ..."], layer: Layer
-    ) -> Float[Tensor, "..."]:
-        """Returns the change by the LoRA."""
-        return self.as_lora().delta_output(x, y, layer)
 
     @classmethod
     def initial(cls, layer: Layer, config: InitialConfig, generator: Generator) -> "NestedLora":

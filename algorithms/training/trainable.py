@@ -21,8 +21,8 @@ from ..layers import Layer
 from ..shapes import Float
 from .dropped_lora import DroppedLora
 from .methods import METHODS, MethodConfig
-from .nested_lora import NestedLora
 from .trained_tlora import RankMasks, TrainedTlora
+from .training_form import TrainingForm
 
 Group = Literal["base", "plus"]
 
@@ -139,15 +139,10 @@ class TrainableAdapter(nn.Module):
         config = self.config
         if self.training and self._is_left_out():
             return self._nothing(y)
-        adapter = self.current()
-        if isinstance(adapter, Dora):
-            # The norm is that of the change without dropouts, as in PEFT.
-            adapter = replace(adapter, inner=self._in_training(adapter.inner, x))
+        adapter, weight = self._in_training(self.current(), x), layer.blank
+        if adapter.prepares_from_weight:
             dtype = torch.promote_types(x.dtype, torch.float32)
             weight = layer.weight(x.new_empty(0, dtype=dtype))
-        else:
-            adapter = self._in_training(adapter, x)
-            weight = layer.blank
         ready = adapter.prepared(weight).to(x.device, x.dtype)
         change = ready.delta_output(x, y, layer)
         if self.training and config.rank_dropout and _drops_rows(adapter):
@@ -159,19 +154,19 @@ class TrainableAdapter(nn.Module):
     def adapter(self) -> Adapter:
         """Returns what a file stores: its tensors are copies, and making the very same change."""
         copies = {name: tensor.detach().clone() for name, tensor in self.tensors().items()}
-        trained = self.form.with_tensors(copies)
-        if isinstance(trained, Dora):
-            return replace(trained, inner=_stored(trained.inner, self.config))
-        return _stored(trained, self.config)
+        return _stored(self.form.with_tensors(copies), self.config)
 
     def _in_training(self, adapter: Adapter, x: Tensor) -> Adapter:
         """Returns an adapter as it is in this step, and on this input."""
+        if isinstance(adapter, Dora):
+            # The norm is that of the change without dropouts, as in PEFT.
+            return replace(adapter, inner=self._in_training(adapter.inner, x))
         config, copies = self.config, 1
         used: Tensor | None = None
         if isinstance(adapter, TrainedTlora):
             copies = 2
             used = self._used_ranks(x) if self.training else None
-        if isinstance(adapter, TrainedTlora | NestedLora):
+        if isinstance(adapter, TrainingForm):
             adapter = adapter.as_lora()
         if not self.training:
             return adapter
@@ -284,15 +279,17 @@ def _module_name(key: str) -> str:
 
 def _stored(adapter: Adapter, config: MethodConfig) -> Adapter:
     """Returns a form that files have."""
-    if isinstance(adapter, TrainedTlora):
-        return adapter.as_tlora() if config.tlora_format == "LyCORIS" else adapter.as_lora()
-    return adapter.as_lora() if isinstance(adapter, NestedLora) else adapter
+    if isinstance(adapter, Dora):
+        return replace(adapter, inner=_stored(adapter.inner, config))
+    if isinstance(adapter, TrainedTlora) and config.tlora_format == "LyCORIS":
+        return adapter.as_tlora()
+    return adapter.as_lora() if isinstance(adapter, TrainingForm) else adapter
 
 
 def _drops_rows(adapter: Adapter) -> bool:
     """Whether rank dropout means output rows: there are no ranks, or none to put a mask on."""
     inner = adapter.inner if isinstance(adapter, Dora) else adapter
-    return not isinstance(inner, Lora | Glora | TrainedTlora | NestedLora)
+    return not isinstance(inner, Lora | Glora)
 
 
 def _without_ranks(adapter: Glora, share: float) -> Glora:

@@ -18,11 +18,12 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from ..adapters.base import Adapter, InitialConfig
+from ..adapters.base import InitialConfig
 from ..adapters.lora import Lora
 from ..adapters.tlora import Tlora, Triples, difference, singular_triples
 from ..layers import Layer
 from ..shapes import Float
+from .training_form import TrainingForm
 
 
 class RankMasks:
@@ -57,11 +58,10 @@ class RankMasks:
 
 
 @dataclass(frozen=True, eq=False)
-class TrainedTlora(Adapter):
-    """Triples and their start; no file holds it."""
+class TrainedTlora(TrainingForm):
+    """Triples and their start; as a LoRA it uses all ranks."""
 
     name = "T-LoRA in training"
-    roles = ()
 
     q: Float[Tensor, "R I ..."]
     p: Float[Tensor, "O R ..."]
@@ -85,16 +85,6 @@ class TrainedTlora(Adapter):
     def as_tlora(self) -> Tlora:
         """Returns LyCORIS' form, which is right where the start is the largest triples."""
         return Tlora(self.q, self.p, self.lengths, self.alpha)
-
-    def delta_weight(self, weight: Float[Tensor, "O ..."]) -> Float[Tensor, "O ..."]:
-        """Returns the change with all ranks; only the shape of `weight` is read."""
-        return self.as_lora().delta_weight(weight)
-
-    def delta_output(
-        self, x: Float[Tensor, "B ..."], y: Float[Tensor, "B ..."], layer: Layer
-    ) -> Float[Tensor, "..."]:
-        """Returns the change with all ranks, by the LoRA."""
-        return self.as_lora().delta_output(x, y, layer)
 
     @classmethod
     def initial(cls, layer: Layer, config: InitialConfig, generator: Generator) -> "TrainedTlora":
