@@ -36,7 +36,6 @@ class TrainableAdapter(nn.Module):
         config: MethodConfig,
         *,
         dtype: torch.dtype = torch.float32,
-        plus_ratio: float = 1.0,
         reparametrized: bool = False,
         sees_noise: bool = True,
     ) -> None:
@@ -46,11 +45,10 @@ class TrainableAdapter(nn.Module):
             start: What `Method.start` gives.
             config: The configuration that it was made with.
             dtype: Of the parameters.
-            plus_ratio: LoRA+ for an optimiser with one learning rate, with `reparametrized`: the
-                parameter is u = up / plus_ratio, so that a step of it is plus_ratio times one of up.
-                It is LoRA+ for optimisers that do not see the size of a gradient, as Adam, but for
-                their eps and weight decay.
-            reparametrized: Whether the ratio is made so; else it is the matter of `groups`.
+            reparametrized: LoRA+ for an optimiser with one learning rate: the parameter is
+                u = up / ratio, so that a step of it is `config.ratio` times one of up. It is LoRA+
+                for optimisers that do not see the size of a gradient, as Adam, but for their eps
+                and weight decay. Else the ratio is the matter of `groups`.
             sees_noise: Whether its inputs are as noisy as the samples: those of text encoders are not.
         """
         super().__init__()
@@ -58,7 +56,7 @@ class TrainableAdapter(nn.Module):
         self.form = start.to("meta")
         """The adapter without numbers, which are the parameters."""
         self._attributes = {name: _attribute(name) for name in self.form.tensors()}
-        self._ratio = plus_ratio if reparametrized else 1.0
+        self._ratio = config.ratio if reparametrized else 1.0
         self._plus: set[str] = set()
         self._sees_noise = sees_noise
         self._drawn: float | None = None

@@ -101,7 +101,6 @@ def build_network(
     sites: list[Site] = []
     left_out: dict[str, str] = {}
     not_taken: list[str] = []
-    together = single_rate(config.optimizer.name)
     for number, chosen in enumerate(placed.chosen, start=1):
         progress(number, len(placed.chosen))
         layer = chosen.layer
@@ -118,8 +117,7 @@ def build_network(
             start,
             own,
             dtype=adapter_dtype,
-            plus_ratio=own.ratio,
-            reparametrized=together,
+            reparametrized=single_rate(config.optimizer.name),
             sees_noise=layer.section == "model",
         ).to(device)
         sites.append(Site(layer.name, layer.section, layer.target.module, chosen.rate))
@@ -132,7 +130,7 @@ def build_network(
     if left_out:
         reasons = [f"{name} ({why})" for name, why in left_out.items()]
         notes.append(f"Layers that cannot have this method: {listed(reasons, 2)}.")
-    groups = _groups(sites, adapters, together)
+    groups = _groups(sites, adapters)
     return Network(TrainableNetwork(adapters), tuple(sites), groups, targets, tuple(notes))
 
 
@@ -167,20 +165,19 @@ def _method_of(method: MethodConfig, chosen: Chosen) -> MethodConfig:
 
 
 def _groups(
-    sites: Sequence[Site], adapters: Mapping[str, TrainableAdapter], together: bool
+    sites: Sequence[Site], adapters: Mapping[str, TrainableAdapter]
 ) -> tuple[ParameterGroup, ...]:
     """Returns the parameters by their rates, under the names that other trainers log.
 
     Args:
         sites: Where they stand.
         adapters: What has them.
-        together: Whether the optimiser has one rate, so that the ratio is in the parameters.
     """
     found: dict[tuple[Section, float, bool], list[nn.Parameter]] = {}
     for site in sites:
         adapter = adapters[site.name]
         for group, parameters in adapter.groups().items():
-            is_plus = group == "plus" and adapter.config.ratio != 1 and not together
+            is_plus = group == "plus" and adapter.config.ratio != 1
             factor = site.rate * (adapter.config.ratio if is_plus else 1.0)
             found.setdefault((site.section, factor, is_plus), []).extend(parameters)
     return tuple(

@@ -107,9 +107,7 @@ def test_a_ratio_in_the_parameters_stays_right() -> None:
     config, case = CONFIGS["LoRA+"], LAYERS[0]
     start = METHODS["LoRA+"].start(case.layer, config, torch.Generator().manual_seed(0))
     assert start is not None
-    adapter = TrainableAdapter(
-        start, config, dtype=torch.float64, plus_ratio=16.0, reparametrized=True
-    )
+    adapter = TrainableAdapter(start, config, dtype=torch.float64, reparametrized=True)
     network = TrainableNetwork({"a": adapter})
     one = Trained(config, case, network, torch.Generator()).fill()
     before = delta(one)

@@ -586,7 +586,7 @@ def test_a_ratio_in_the_parameters_is_two_rates_of_an_optimizer() -> None:
         start = METHODS["LoRA+"].start(case.layer, config, torch.Generator().manual_seed(0))
         assert start is not None
         adapter = TrainableAdapter(
-            start, config, dtype=torch.float64, plus_ratio=16.0, reparametrized=reparametrized
+            start, config, dtype=torch.float64, reparametrized=reparametrized
         )
         groups = adapter.groups()
         assert bool(groups["plus"]) is not reparametrized
