@@ -11,7 +11,6 @@ change of a bias not at all.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -31,18 +30,8 @@ HALVINGS = 24
 """Of the way back to T-LoRA's start: as fine as float32 is."""
 
 
-@dataclass(frozen=True)
-class NormReport:
-    """The norms of all adapters after the limit."""
-
-    scaled: int
-    """How many were above it."""
-    mean: float
-    maximum: float
-
-
 @torch.no_grad()
-def limit_norms(network: TrainableNetwork, maximum: float) -> NormReport:
+def limit_norms(network: TrainableNetwork, maximum: float) -> None:
     """Makes adapters smaller whose change is larger than `maximum`; to be called after each step.
 
     Args:
@@ -54,17 +43,11 @@ def limit_norms(network: TrainableNetwork, maximum: float) -> NormReport:
     """
     if not maximum > 0:
         raise TrainingError(f"The limit of norms is {maximum}; set it above 0, 1 is usual.")
-    norms: list[float] = []
-    scaled = 0
     for _, trainable in network.items():
-        norm = norm_of(trainable.current())
-        above = max(norm, maximum / 2)
+        above = max(norm_of(trainable.current()), maximum / 2)
         ratio = min(above, maximum) / above
         if ratio < 1:
-            scaled += 1
             trainable.write(_shrunk(trainable, ratio, maximum))
-        norms.append(norm * ratio)
-    return NormReport(scaled, sum(norms) / max(len(norms), 1), max(norms, default=0.0))
 
 
 @torch.no_grad()
