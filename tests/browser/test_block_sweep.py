@@ -9,7 +9,7 @@ import pytest
 from base_directory import CHECKPOINT_NAME, EXAMPLE_NAMES, cached_checkpoint
 from comfy_page import ComfyPage
 from comfy_server import ComfyServer
-from made_adapters import file_name, write_adapter
+from made_adapters import put_adapter
 
 ROOT = Path(__file__).resolve().parents[2]
 ARTEFACTS = Path(__file__).parent / "artefacts"
@@ -17,9 +17,7 @@ ARTEFACTS = Path(__file__).parent / "artefacts"
 
 def example(server: ComfyServer) -> dict[str, Any]:
     """The workflow as it ships, with files that are here and a small picture."""
-    folder = server.base_directory / "models" / "loras"
-    if not (folder / file_name("locon")).exists():
-        write_adapter("locon", cached_checkpoint(), folder)
+    put_adapter("locon", cached_checkpoint(), server.base_directory / "models" / "loras")
     text = (ROOT / "example_workflows" / "block_sweep.json").read_text(encoding="utf-8")
     for theirs, ours in EXAMPLE_NAMES.items():
         text = text.replace(theirs, ours)

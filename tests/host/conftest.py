@@ -7,12 +7,16 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from base_directory import make_base_directory
 from comfy_server import ComfyServer
 from start_comfyui import declare_missing_torchvision_ops
+
+if TYPE_CHECKING:
+    from pictures import Pictures
 
 HERE = Path(__file__).parent
 COMFYUI = os.environ.get("COMFYUI_PATH")
@@ -70,3 +74,12 @@ def server(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     make_base_directory(base_directory)
     with ComfyServer(comfyui, base_directory) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def pictures(server: ComfyServer) -> "Pictures":
+    """Latents of that server, of which those to compare with are kept."""
+    # Here, as it needs the tools that make adapters.
+    from pictures import Pictures
+
+    return Pictures(server)

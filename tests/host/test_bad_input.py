@@ -16,11 +16,6 @@ from workflows import text_to_latent
 GOOD = Applied("lora", 0.8, 0.8)
 
 
-@pytest.fixture(scope="module")
-def pictures(server) -> Pictures:
-    return Pictures(server)
-
-
 @pytest.fixture
 def good(pictures: Pictures) -> Path:
     return _folder(pictures) / pictures.adapter(GOOD.method)

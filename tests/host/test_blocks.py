@@ -24,7 +24,7 @@ from anyadapter.algorithms.families.blocks import (
 from anyadapter.algorithms.keymap import KeyMap
 from anyadapter.nodes.host.keymaps import diffusion_model_key_map
 from base_directory import CHECKPOINT_NAME
-from comfy_server import ComfyServer, PromptFailedError
+from comfy_server import PromptFailedError
 from made_adapters import Applied
 from name_lists import weights_of
 from pictures import MODES, Mode, Pictures
@@ -227,8 +227,7 @@ LOCON = "locon.safetensors"
 
 
 @pytest.fixture(scope="module")
-def pictures(server: ComfyServer) -> Pictures:
-    pictures = Pictures(server)
+def pictures(pictures: Pictures) -> Pictures:
     for method in METHODS:
         pictures.adapter(method)
     return pictures

@@ -14,9 +14,8 @@ VECTORS = torch.randn(2, 768, generator=torch.Generator().manual_seed(1)) * 0.05
 
 
 @pytest.fixture(scope="module")
-def pictures(server) -> Pictures:
-    pictures = Pictures(server)
-    models = server.base_directory / "models"
+def pictures(pictures: Pictures) -> Pictures:
+    models = pictures.server.base_directory / "models"
     (models / "embeddings").mkdir(exist_ok=True)
     save_file({"clip_l": VECTORS}, models / "embeddings" / "stored.safetensors")
     tensors = load_file(models / "loras" / pictures.adapter(ADAPTER.method))

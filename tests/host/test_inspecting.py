@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from base_directory import CHECKPOINT_NAME, cached_checkpoint
 from comfy_server import ComfyServer, PromptFailedError
-from made_adapters import file_name, write_adapter
+from made_adapters import put_adapter
 from workflows import Prompt, node, saved_file
 
 ARTEFACTS = Path(__file__).parents[1] / "browser" / "artefacts"
@@ -25,10 +25,7 @@ def folder(server: ComfyServer) -> Path:
 
 
 def made(server: ComfyServer, method: str) -> str:
-    name = file_name(method)
-    if not (folder(server) / name).exists():
-        write_adapter(method, cached_checkpoint(), folder(server))
-    return name
+    return put_adapter(method, cached_checkpoint(), folder(server))
 
 
 def prompt(name: str, *, model: bool) -> Prompt:

@@ -31,11 +31,6 @@ LOCON = Applied("locon")
 FULL = Applied("full")
 
 
-@pytest.fixture(scope="session")
-def pictures(server: ComfyServer) -> Pictures:
-    return Pictures(server)
-
-
 # The first decorator changes fastest: all tests of a method follow each other.
 each_mode = pytest.mark.parametrize("mode", MODES)
 each_strength = pytest.mark.parametrize("strength", PAIR)

@@ -28,11 +28,10 @@ TOLERANCE = 1e-4
 
 
 @pytest.fixture(scope="module")
-def pictures(server: ComfyServer) -> Pictures:
-    made = Pictures(server)
+def pictures(pictures: Pictures) -> Pictures:
     for method in ("locon", "loha", "lokr"):
-        made.adapter(method)
-    return made
+        pictures.adapter(method)
+    return pictures
 
 
 def stack(text: str, **inputs: Any) -> dict[str, Any]:

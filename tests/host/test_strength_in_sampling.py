@@ -16,7 +16,7 @@ from anyadapter.nodes.adapting import _limits
 from anyadapter.nodes.host.applying import Applied
 from anyadapter.nodes.host.moments import Progress
 from base_directory import CHECKPOINT_NAME
-from comfy_server import ComfyServer, PromptFailedError
+from comfy_server import PromptFailedError
 from pictures import Pictures
 from workflows import Prompt, node, text_to_latent
 
@@ -24,11 +24,6 @@ TOLERANCE = 1e-4
 """Of the effect, as in test_pictures.py."""
 ON_REQUEST = "conditionings that ask for it"
 STRENGTH = 0.8
-
-
-@pytest.fixture(scope="module")
-def pictures(server: ComfyServer) -> Pictures:
-    return Pictures(server)
 
 
 def prompt(*loaders: dict[str, Any], sampler: str = "euler", **options: Any) -> Prompt:

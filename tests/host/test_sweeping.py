@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from base_directory import CHECKPOINT_NAME, cached_checkpoint
 from comfy_server import ComfyServer, PromptFailedError
-from made_adapters import file_name, write_adapter
+from made_adapters import put_adapter
 from workflows import Prompt, node, saved_file, text_to_image
 
 ARTEFACTS = Path(__file__).parents[1] / "browser" / "artefacts"
@@ -23,10 +23,7 @@ TOUCHED = ["IN01", "IN02", "IN03", "M00", "OUT00", "OUT01", "OUT02", "OUT03"]
 
 @pytest.fixture(scope="session")
 def adapter(server: ComfyServer) -> str:
-    folder = server.base_directory / "models" / "loras"
-    if not (folder / file_name("locon")).exists():
-        write_adapter("locon", cached_checkpoint(), folder)
-    return file_name("locon")
+    return put_adapter("locon", cached_checkpoint(), server.base_directory / "models" / "loras")
 
 
 def loader(adapter: str, blocks: Any = "") -> dict[str, Any]:

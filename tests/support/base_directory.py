@@ -86,8 +86,7 @@ def make_example_adapters(path: Path) -> list[str]:
     makers = (making, made_by_lycoris, made_by_peft, written_by_hand, made_adapters)
     cache = CACHE / f"adapters-{_digest(small_world, *makers)}"
     for method in made_adapters.METHODS:
-        if not (cache / made_adapters.file_name(method)).exists():
-            made_adapters.write_adapter(method, cached_checkpoint(), cache)
+        made_adapters.put_adapter(method, cached_checkpoint(), cache)
     shutil.copytree(cache, path / "models" / "loras", dirs_exist_ok=True)
     return list(made_adapters.METHODS)
 

@@ -42,6 +42,14 @@ def file_name(method: str) -> str:
     return f"{method}/adapter_model.safetensors"
 
 
+def put_adapter(method: str, checkpoint: Path, folder: Path) -> str:
+    """Returns the path of a method's file below a folder, where it is written if it is not there."""
+    name = file_name(method)
+    if not (folder / name).exists():
+        write_adapter(method, checkpoint, folder)
+    return name
+
+
 def write_adapter(method: str, checkpoint: Path, folder: Path) -> None:
     """Writes the adapter file of a method, as the tool that trains it would."""
     made = METHODS[method]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from base_directory import CHECKPOINT_NAME, cached_checkpoint
 from comfy_server import ComfyServer
-from made_adapters import Applied, bake_sum, file_name, write_adapter
+from made_adapters import Applied, bake_sum, put_adapter
 from workflows import Prompt, node, read_latent, side_by_side, text_to_latent
 
 Mode = Literal["hook", "patch"]
@@ -46,11 +46,8 @@ class Pictures:
 
     def adapter(self, method: str) -> str:
         """Returns the name of a method's file, which it writes at first."""
-        name = file_name(method)
         folder = self.server.base_directory / "models" / "loras"
-        if not (folder / name).exists():
-            write_adapter(method, cached_checkpoint(), folder)
-        return name
+        return put_adapter(method, cached_checkpoint(), folder)
 
     def loader(self, applied: Applied, mode: Mode) -> dict[str, Any]:
         """Returns the inputs of a Load Adapter node."""
@@ -124,6 +121,8 @@ class Pictures:
 
     def _sampled(self, applied: Sequence[Applied], prompt: Callable[[str], Prompt]) -> list[Tensor]:
         """Bakes a checkpoint, runs a prompt on it, and returns the latents that this saves."""
+        for one in applied:
+            self.adapter(one.method)  # while what it is made of is at hand
         path = self._checkpoints / f"baked_{self._runs}.safetensors"
         bake_sum(applied, cached_checkpoint(), path)
         try:
