@@ -67,6 +67,19 @@ def comfyui() -> Path:
     return Path(COMFYUI).resolve()
 
 
+@pytest.fixture
+def loras(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The only LoRA folder of the host in this process."""
+    import folder_paths
+
+    folder = tmp_path / "loras"
+    folder.mkdir()
+    paths = ([str(folder)], {".safetensors"})
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", paths)
+    yield folder
+    folder_paths.filename_list_cache.pop("loras", None)
+
+
 @pytest.fixture(scope="session")
 def server(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
     """A server with the pack and the small checkpoint `small_sd15.safetensors`."""

@@ -11,13 +11,14 @@ from anyadapter.algorithms.training.dataset import SizeCondition
 from anyadapter.nodes.host import caption_encoding
 from anyadapter.nodes.host.caption_encoding import CaptionEncoder
 from anyadapter.nodes.host.training_hooks import gradients
-from base_directory import cached_checkpoint
+from training_world import models
 
 
 @pytest.fixture(scope="module")
 def clip() -> comfy.sd.CLIP:
-    with torch.inference_mode():  # as in a prompt
-        return comfy.sd.load_checkpoint_guess_config(str(cached_checkpoint()), output_vae=False)[1]
+    found = models().clip
+    assert found is not None
+    return found
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -61,16 +61,12 @@ STATE = {
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def loras(loras: Path) -> Path:
     """The first of the two LoRA folders of the host."""
-    folders = [tmp_path / "loras", tmp_path / "more"]
-    for one in folders:
-        one.mkdir()
-    monkeypatch.setitem(
-        folder_paths.folder_names_and_paths, "loras", ([*map(str, folders)], {".safetensors"})
-    )
-    yield folders[0]
-    folder_paths.filename_list_cache.pop("loras", None)
+    more = loras.with_name("more")
+    more.mkdir()
+    folder_paths.add_model_folder_path("loras", str(more))
+    return loras
 
 
 def files(folder: Path) -> set[str]:
@@ -116,16 +112,16 @@ def test_names_that_lead_away_or_are_none_somewhere_are_refused(name: str, why: 
         checked_name(name)
 
 
-def test_a_name_that_is_taken_gets_a_number(folder: Path):
+def test_a_name_that_is_taken_gets_a_number(loras: Path):
     assert [free_name("styles/cat") for _ in range(3)] == [
         "styles/cat",
         "styles/cat_2",
         "styles/cat_3",
     ]
     write_adapter(output_path("dog"), TENSORS, {})
-    save_file(TENSORS, folder.parent / "more" / "dog_2.safetensors")
+    save_file(TENSORS, loras.parent / "more" / "dog_2.safetensors")
     write_adapter(output_path(checkpoint_name("dog_3", 500)), TENSORS, {})
-    assert (folder / "dog_3-step00000500.safetensors").is_file()
+    assert (loras / "dog_3-step00000500.safetensors").is_file()
     assert free_name("dog") == "dog_4"
 
 
@@ -168,8 +164,8 @@ RACE = """
 """
 
 
-def test_no_two_processes_get_the_same_name(folder: Path, comfyui: Path):
-    racer = start(comfyui, folder, RACE)
+def test_no_two_processes_get_the_same_name(loras: Path, comfyui: Path):
+    racer = start(comfyui, loras, RACE)
     assert racer.stdout is not None
     assert racer.stdin is not None
     assert racer.stdout.readline() == "ready\n"
@@ -181,13 +177,13 @@ def test_no_two_processes_get_the_same_name(folder: Path, comfyui: Path):
     assert len(names) == 40
 
 
-def test_the_host_lists_a_new_adapter_at_once(folder: Path):
-    (folder / "styles").mkdir()
-    times = folder.stat(), (folder / "styles").stat()
+def test_the_host_lists_a_new_adapter_at_once(loras: Path):
+    (loras / "styles").mkdir()
+    times = loras.stat(), (loras / "styles").stat()
     assert adapter_names() == []
     write_adapter(output_path("styles/cat"), TENSORS, {"ss_steps": "1"})
     write_state("styles/cat", STATE, "{}")
-    for path, time in zip((folder, folder / "styles"), times, strict=True):
+    for path, time in zip((loras, loras / "styles"), times, strict=True):
         os.utime(path, ns=(time.st_atime_ns, time.st_mtime_ns))  # as on a disk with coarse times
     assert adapter_names() == ["styles/cat.safetensors"]
 
@@ -217,7 +213,7 @@ def not_allowed() -> OSError:
     ],
 )
 def test_what_fails_while_it_is_written_leaves_the_old_file_and_no_other(
-    folder: Path,
+    loras: Path,
     monkeypatch: pytest.MonkeyPatch,
     failure: Callable[[], OSError],
     message: str,
@@ -232,16 +228,16 @@ def test_what_fails_while_it_is_written_leaves_the_old_file_and_no_other(
     with pytest.raises(TrainingError, match=message):
         write_adapter(output_path("cat"), {"b": torch.zeros(9)}, {})
     assert output_path("cat").read_bytes() == before
-    assert files(folder) == {"cat.safetensors"}
+    assert files(loras) == {"cat.safetensors"}
 
 
 def test_a_disk_without_space_is_seen_before_anything_is_written(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    loras: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2_000_000))
     with pytest.raises(TrainingError, match=r"it needs 5\.0 MB, and there are 2\.0 MB free in"):
         write_adapter(output_path("cat"), {"a": torch.zeros(1_000_000)}, {})
-    assert files(folder) == set()
+    assert files(loras) == set()
 
 
 def test_a_host_without_a_folder_is_an_error(monkeypatch: pytest.MonkeyPatch):
@@ -250,18 +246,18 @@ def test_a_host_without_a_folder_is_an_error(monkeypatch: pytest.MonkeyPatch):
         output_path("cat")
 
 
-def test_a_file_in_place_of_a_folder_is_an_error(folder: Path):
-    (folder / "styles").write_text("")
-    (folder / "cat-state").write_text("")
+def test_a_file_in_place_of_a_folder_is_an_error(loras: Path):
+    (loras / "styles").write_text("")
+    (loras / "cat-state").write_text("")
     with pytest.raises(TrainingError, match="styles is needed is a file"):
         free_name("styles/cat")
     with pytest.raises(TrainingError, match="cat-state is needed is a file"):
         free_name("cat")
 
 
-def test_a_folder_that_cannot_be_made_is_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    (folder / "file").write_text("")
-    unusable = ([str(folder / "file" / "loras")], {".safetensors"})
+def test_a_folder_that_cannot_be_made_is_an_error(loras: Path, monkeypatch: pytest.MonkeyPatch):
+    (loras / "file").write_text("")
+    unusable = ([str(loras / "file" / "loras")], {".safetensors"})
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", unusable)
     with pytest.raises(TrainingError, match="Nothing can be written to"):
         free_name("cat")
@@ -292,12 +288,12 @@ CRASHES = """
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no fork")
-def test_a_crash_at_any_moment_leaves_the_old_or_the_new_state_whole(comfyui: Path, folder: Path):
-    output, errors = start(comfyui, folder, CRASHES).communicate()
+def test_a_crash_at_any_moment_leaves_the_old_or_the_new_state_whole(comfyui: Path, loras: Path):
+    output, errors = start(comfyui, loras, CRASHES).communicate()
     expected = ["fsync 9 old 0", "replace 9 old 0", "open 9 new 4"]
     assert output.splitlines() == expected, errors
     write_state("cat", {"a": torch.ones(4)}, "newer")
-    assert files(folder) == {"cat-state/resume.state"}
+    assert files(loras) == {"cat-state/resume.state"}
 
 
 def cut(path: Path) -> None:

@@ -1,13 +1,10 @@
 """Training beside what stands on a model already: adapters, and patches of other nodes."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 from types import MethodType
 from typing import Any
 
-import folder_paths
 import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -21,15 +18,7 @@ from training_world import Trial, losses, models, same, sampled, settings, tenso
 
 EVERYWHERE = "OUT03, IN01: on\nALL: off"
 
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The LoRA folder of the host."""
-    monkeypatch.setitem(
-        folder_paths.folder_names_and_paths, "loras", ([str(tmp_path)], {".safetensors"})
-    )
-    yield tmp_path
-    folder_paths.filename_list_cache.pop("loras", None)
+pytestmark = pytest.mark.usefixtures("loras")
 
 
 @cache

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import comfy.model_management
-import folder_paths
 import pytest
 import torch
 from comfy.model_management import InterruptProcessingException
@@ -41,14 +40,7 @@ from training_world import (
 
 BOTH = LayersConfig(rules=f"L00: on\n{FEW_LAYERS}", text_encoders=True)
 
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The LoRA folder of the host."""
-    paths = ([str(tmp_path)], {".safetensors"})
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", paths)
-    yield tmp_path
-    folder_paths.filename_list_cache.pop("loras", None)
+pytestmark = pytest.mark.usefixtures("loras")
 
 
 def interrupt(number: int) -> None:
@@ -146,15 +138,15 @@ def test_one_seed_gives_one_file_whatever_was_trained_in_between():
         (settings(rate=1e10, method=MethodConfig("LoKr", factor=8, full_matrix=True)), "The loss"),
     ],
 )
-def test_a_loss_that_is_no_number_ends_a_run_with_what_it_had(folder: Path, config: Any, why: str):
+def test_a_loss_that_is_no_number_ends_a_run_with_what_it_had(loras: Path, config: Any, why: str):
     with pytest.raises(TrainingError, match=why) as caught:
         Trial(config).run()
     assert "Lower the learning rate" in str(caught.value)
-    assert names_below(folder) == ["cat-state/resume.state", "cat-step00000001.safetensors"]
+    assert names_below(loras) == ["cat-state/resume.state", "cat-step00000001.safetensors"]
     assert same(tensors("cat-step00000001"), tensors(Trial(replace(config, steps=1)).run().name))
 
 
-def test_a_model_that_gives_no_numbers_is_told_at_once(folder: Path):
+def test_a_model_that_gives_no_numbers_is_told_at_once(loras: Path):
     weight = models().model.model.diffusion_model.out[2].weight
     kept = weight.data.clone()
     with torch.inference_mode(False):
@@ -164,22 +156,22 @@ def test_a_model_that_gives_no_numbers_is_told_at_once(folder: Path):
             Trial().run()
     finally:
         weight.data.copy_(kept)
-    assert names_below(folder) == []
+    assert names_below(loras) == []
     Trial().run()
-    assert names_below(folder) == ["cat-state/resume.state", "cat.safetensors"]
+    assert names_below(loras) == ["cat-state/resume.state", "cat.safetensors"]
 
 
-def test_a_device_without_memory_ends_a_run_with_what_it_had(folder: Path):
+def test_a_device_without_memory_ends_a_run_with_what_it_had(loras: Path):
     trial = Trial(model=with_moment(fill_memory))
     with pytest.raises(TrainingError, match=r"no memory left\. Lower the batch size"):
         trial.run()
-    assert names_below(folder) == ["cat-state/resume.state", "cat-step00000002.safetensors"]
+    assert names_below(loras) == ["cat-state/resume.state", "cat-step00000002.safetensors"]
     resumed = replace(trial, model=None).run(resume=True)
     assert same(tensors(resumed.name), tensors(Trial(name="whole").run().name))
 
 
-def test_a_full_disk_leaves_the_state_before(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    usage = trained_files.shutil.disk_usage(folder)
+def test_a_full_disk_leaves_the_state_before(loras: Path, monkeypatch: pytest.MonkeyPatch):
+    usage = trained_files.shutil.disk_usage(loras)
 
     def fill_disk(number: int) -> None:
         if number == 3:
@@ -190,7 +182,7 @@ def test_a_full_disk_leaves_the_state_before(folder: Path, monkeypatch: pytest.M
     config = settings(save_every=2, steps=4)
     with pytest.raises(TrainingError, match=r"resume.state could not be written: it needs .* MB"):
         Trial(config, model=with_moment(fill_disk)).run()
-    assert names_below(folder) == ["cat-state/resume.state", "cat-step00000002.safetensors"]
+    assert names_below(loras) == ["cat-state/resume.state", "cat-step00000002.safetensors"]
     monkeypatch.setattr(trained_files.shutil, "disk_usage", lambda _: usage)
     resumed = Trial(config).run(resume=True)
     assert same(tensors(resumed.name), tensors(Trial(config, name="whole").run().name))

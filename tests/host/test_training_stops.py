@@ -1,13 +1,12 @@
 """Trainings that are cut, by a wish or by an accident, and go on as if they had not been."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import comfy.model_management
-import folder_paths
 import pytest
 from comfy.model_management import InterruptProcessingException
 from torch import Tensor
@@ -52,15 +51,6 @@ IN_STEP_3 = 6
 """The call of the model for the second batch of the third step."""
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The LoRA folder of the host in this process."""
-    paths = ([str(tmp_path)], {".safetensors"})
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", paths)
-    yield tmp_path
-    folder_paths.filename_list_cache.pop("loras", None)
-
-
 def in_step_3(act: Callable[[], None]) -> Any:
     def moment(number: int) -> None:
         if number == IN_STEP_3:
@@ -69,14 +59,14 @@ def in_step_3(act: Callable[[], None]) -> Any:
     return with_moment(moment)
 
 
-def test_a_run_that_is_cancelled_in_a_step_goes_on_before_that_step(folder: Path):
+def test_a_run_that_is_cancelled_in_a_step_goes_on_before_that_step(loras: Path):
     cut = Trial(
         CHANGEABLE, DATA, model=in_step_3(comfy.model_management.interrupt_current_processing)
     )
     view = TrainingView("1", 4)
     with pytest.raises(InterruptProcessingException):
         cut.run(view=view)
-    assert names_below(folder) == ["cat-state/resume.state", "cat-step00000002.safetensors"]
+    assert names_below(loras) == ["cat-state/resume.state", "cat-step00000002.safetensors"]
     assert view.state()["saved"] == "cat-step00000002.safetensors"
     resumed = replace(cut, model=None).run(resume=True)
     assert [step for step, _ in resumed.losses] == [3, 4]
@@ -85,12 +75,12 @@ def test_a_run_that_is_cancelled_in_a_step_goes_on_before_that_step(folder: Path
     assert same(tensors(resumed.name), tensors(whole.name))
 
 
-def test_a_run_that_is_told_to_stop_keeps_the_step_it_is_at(folder: Path):
+def test_a_run_that_is_told_to_stop_keeps_the_step_it_is_at(loras: Path):
     view = TrainingView("1", 4)
     trial = Trial(CHANGEABLE, DATA)
     stopped = replace(trial, model=in_step_3(view.want_stop)).run(view=view)
     assert [step for step, _ in stopped.losses] == [1, 2, 3]
-    assert names_below(folder) == ["cat-state/resume.state", "cat.safetensors"]
+    assert names_below(loras) == ["cat-state/resume.state", "cat.safetensors"]
     resumed = trial.run(resume=True)
     assert resumed.name == "cat_2.safetensors"
     whole = replace(trial, name="whole").run()
@@ -98,20 +88,20 @@ def test_a_run_that_is_told_to_stop_keeps_the_step_it_is_at(folder: Path):
     assert same(tensors(resumed.name), tensors(whole.name))
 
 
-def test_a_run_that_is_at_its_end_gives_what_it_had(folder: Path):
+def test_a_run_that_is_at_its_end_gives_what_it_had(loras: Path):
     trial = Trial(settings(steps=1))
     trial.run()
     longer = replace(trial, config=settings(steps=2)).run(resume=True)
-    before = names_below(folder)
+    before = names_below(loras)
     again = replace(trial, config=settings(steps=2)).run(resume=True)
     assert again.name == longer.name == "cat_2.safetensors"
-    assert names_below(folder) == before
+    assert names_below(loras) == before
     assert same(to_tensors(again.adapter_set)[0], tensors(longer.name))
     assert "It was at step 2 already: raise steps to train it further." in again.report
 
 
-def test_a_state_of_other_settings_is_refused_by_their_names(folder: Path):
-    del folder
+@pytest.mark.usefixtures("loras")
+def test_a_state_of_other_settings_is_refused_by_their_names():
     Trial(settings(steps=1)).run()
     other = settings(
         rate=2e-3, method=MethodConfig("LoRA-LierLa", rank=8, alpha=4.0), batch_size=2, steps=2
@@ -127,15 +117,15 @@ def test_a_state_of_other_settings_is_refused_by_their_names(folder: Path):
         assert difference in str(caught.value)
 
 
-def test_there_must_be_a_state_to_go_on_from(folder: Path):
+def test_there_must_be_a_state_to_go_on_from(loras: Path):
     with pytest.raises(TrainingError, match="There is nothing to go on from"):
         Trial().run(resume=True)
-    assert names_below(folder) == []
+    assert names_below(loras) == []
 
 
-def test_only_as_many_files_of_moments_stay_as_are_wanted(folder: Path):
+def test_only_as_many_files_of_moments_stay_as_are_wanted(loras: Path):
     Trial(settings(steps=4, save_every=1, keep_checkpoints=2)).run()
-    assert names_below(folder) == [
+    assert names_below(loras) == [
         "cat-state/resume.state",
         "cat-step00000002.safetensors",
         "cat-step00000003.safetensors",
@@ -212,8 +202,8 @@ def test_a_server_that_dies_leaves_a_state_to_go_on_from(
     assert same(prompts.tensors(server, name), uncut(server, scene, step + 3, **own))
 
 
-def test_other_pictures_are_told_where_a_run_goes_on(folder: Path):
-    del folder
+@pytest.mark.usefixtures("loras")
+def test_other_pictures_are_told_where_a_run_goes_on():
     trial = Trial(settings(steps=1))
     trial.run()
     longer = replace(trial, config=settings(steps=2))
