@@ -25,6 +25,7 @@ from anyadapter.algorithms.training.network_args import network_args
 from anyadapter.algorithms.training.trainable import TrainableAdapter, TrainableNetwork
 from anyadapter.algorithms.training.trained_tlora import RankMasks, TrainedTlora
 from checking import annotations_unchecked
+from kept_bytes import kept_bytes
 from layer_cases import LayerCase, layer_of
 from oracles import lycoris
 from training_cases import CONFIGS, FORMS, LAYERS, Trained, linear, trained
@@ -193,20 +194,13 @@ def saved_mib(config: MethodConfig) -> float:
     assert start is not None
     adapter = TrainableAdapter(start, config)
     own = [*adapter.parameters(), *adapter.buffers(), module.weight]
-    owned = {tensor.untyped_storage().data_ptr() for tensor in own}
-    found: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in owned:
-            found[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
     x = torch.zeros(1, 4096, 1024, requires_grad=True)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+
+    def run() -> Tensor:
         y = module(x)
-        y = y + adapter.change(x, y, layer)
-    return sum(found.values()) / MIB
+        return y + adapter.change(x, y, layer)
+
+    return kept_bytes(run, own) / MIB
 
 
 def test_lora_fa_keeps_the_values_between_its_factors_alone() -> None:
