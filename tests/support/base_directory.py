@@ -95,13 +95,12 @@ def make_example_pictures(path: Path) -> None:
     """Puts what the workflow train_lora trains on into the input folder: pictures with captions."""
     from PIL import ImageEnhance
 
-    from lighthouse import draw_lighthouse
+    from lighthouse import draw_lighthouse, write_captioned
 
     folder = path / "input" / "my_pictures"
-    folder.mkdir(exist_ok=True)
     for time, brightness in {"by day": 1.0, "at dusk": 0.7}.items():
-        ImageEnhance.Brightness(draw_lighthouse()).enhance(brightness).save(folder / f"{time}.png")
-        (folder / f"{time}.txt").write_text(f"a lighthouse {time}", encoding="utf-8")
+        picture = ImageEnhance.Brightness(draw_lighthouse()).enhance(brightness)
+        write_captioned(folder / f"{time}.png", picture, f"a lighthouse {time}")
 
 
 def _digest(*sources: ModuleType) -> str:

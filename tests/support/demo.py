@@ -18,7 +18,7 @@ from demo_training import draw_training, put_training_picture
 from lighthouse import draw_lighthouse
 from made_adapters import file_name
 from small_world import LATENT_REACH
-from workflows import node, read_latent, saved_file, text_to_image
+from workflows import image_to_image, node, read_latent, saved_file
 
 SHEET = HOST_BASE.with_name("demo.png")
 TRAINING_SHEET = HOST_BASE.with_name("demo_training.png")
@@ -104,11 +104,9 @@ def loader(method: str, strength: float, mode: str = "hook") -> Loader:
 
 def draw(server: ComfyServer, *loaders: Loader) -> Drawn:
     """Runs checkpoint, Load Adapter, KSampler, VAE Decode and Save Image on the lighthouse."""
-    prompt = text_to_image(CHECKPOINT_NAME, loaders, save_prefix="demo")
-    prompt["lighthouse"] = node("LoadImage", image=LIGHTHOUSE)
-    prompt["encode"] = node("VAEEncode", pixels=["lighthouse", 0], vae=["checkpoint", 2])
-    prompt["sampler"]["inputs"] |= {"latent_image": ["encode", 0], "denoise": DENOISE}
-    del prompt["empty"]
+    prompt = image_to_image(
+        CHECKPOINT_NAME, LIGHTHOUSE, loaders, denoise=DENOISE, save_prefix="demo"
+    )
     prompt["latent"] = node("SaveLatent", samples=["sampler", 0], filename_prefix="demo")
     history = server.run(prompt)
     report = history["outputs"].get("adapter_1", {"text": [""]})["text"][0]

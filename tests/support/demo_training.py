@@ -13,9 +13,10 @@ from torch import Tensor
 
 from base_directory import CHECKPOINT_NAME
 from comfy_server import ComfyServer
-from lighthouse import draw_lighthouse
+from lighthouse import draw_lighthouse, write_captioned
 from small_world import LATENT_REACH
-from workflows import Prompt, node, read_latent, saved_file, text_to_image
+from training_prompts import loading, train_node
+from workflows import Prompt, image_to_image, node, read_latent, saved_file
 
 FOLDER = "demo_training"
 """In the input folder, and among the adapters."""
@@ -82,11 +83,8 @@ class Drawn:
 def put_training_picture(base_directory: Path) -> None:
     """Puts the picture with its caption into the input folder, and takes what it taught before away."""
     shutil.rmtree(base_directory / "models" / "loras" / FOLDER, ignore_errors=True)
-    path = base_directory / "input" / PICTURE
-    path.parent.mkdir(exist_ok=True)
-    side = (PICTURE_PX, PICTURE_PX)
-    draw_lighthouse().resize(side, Image.Resampling.BOX).save(path)
-    path.with_suffix(".txt").write_text(CAPTION, encoding="utf-8")
+    picture = draw_lighthouse().resize((PICTURE_PX, PICTURE_PX), Image.Resampling.BOX)
+    write_captioned(base_directory / "input" / PICTURE, picture, CAPTION)
 
 
 def draw_training(server: ComfyServer) -> Image.Image:
@@ -109,11 +107,8 @@ def _as_seen(path: Path) -> Image.Image:
 
 def _drawing() -> Prompt:
     """Returns the prompt that draws the picture anew from under pure noise."""
-    prompt = text_to_image(CHECKPOINT_NAME, prompt=CAPTION, steps=2, save_prefix=FOLDER)
-    prompt["picture"] = node("LoadImage", image=PICTURE)
-    prompt["encode"] = node("VAEEncode", pixels=["picture", 0], vae=["checkpoint", 2])
-    prompt["sampler"]["inputs"] |= {"latent_image": ["encode", 0], "cfg": 1.0}
-    del prompt["empty"]
+    prompt = image_to_image(CHECKPOINT_NAME, PICTURE, prompt=CAPTION, steps=2, save_prefix=FOLDER)
+    prompt["sampler"]["inputs"]["cfg"] = 1.0
     for name, of in {"latent": "sampler", "target": "encode"}.items():
         # Under a new name, since what was saved just so before is not saved again.
         prefix = f"{FOLDER}_{name}_{time.time_ns()}"
@@ -128,36 +123,18 @@ def _training(method: Method) -> Prompt:
     prompt["options"] = node("AnyAdapterMethodOptions", **method.options)
     prompt["noise"] = node("AnyAdapterNoiseAndLoss", min_timestep=NOISIEST)
     prompt["layers"] = node("AnyAdapterLayers", preset="full")
-    prompt["train"] = node(
-        "AnyAdapterTrain",
-        model=["checkpoint", 0],
-        clip=["checkpoint", 1],
-        vae=["checkpoint", 2],
-        dataset=["data", 0],
+    prompt["train"] = train_node(
         method_options=["options", 0],
         noise_and_loss=["noise", 0],
-        layers=["layers", 0],
         output_name=f"{FOLDER}/{method.method}",
         method=method.method,
         rank=16,
         alpha=16.0,
         steps=STEPS,
         learning_rate=RATE,
-        batch_size=1,
-        resolution=0,
-        seed=0,
     )
     prompt["plot"] = node("SaveImage", images=["train", 2], filename_prefix=FOLDER)
-    prompt["adapter"] = node(
-        "AnyAdapterLoad",
-        model=["checkpoint", 0],
-        trained=["train", 0],
-        adapter="",
-        strength_model=1.0,
-        strength_clip=1.0,
-        mode="hook",
-        rank=0,
-    )
+    prompt["adapter"] = loading()
     prompt["sampler"]["inputs"]["model"] = ["adapter", 0]
     return prompt
 

@@ -1,5 +1,7 @@
 """A picture for the small checkpoint to draw over, and to learn."""
 
+from pathlib import Path
+
 from PIL import Image, ImageDraw
 
 PICTURE_PX = 256
@@ -20,3 +22,10 @@ def draw_lighthouse() -> Image.Image:
     pen.rectangle((14, 5, 17, 8), "#ffd84a")
     pen.rectangle((13, 3, 18, 4), "#8e2b20")
     return image.resize((PICTURE_PX, PICTURE_PX), Image.Resampling.NEAREST)
+
+
+def write_captioned(path: Path, image: Image.Image, caption: str) -> None:
+    """Writes a picture, and beside it the caption that training reads."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)
+    path.with_suffix(".txt").write_text(caption, encoding="utf-8")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from base_directory import CHECKPOINT_NAME
 from comfy_server import ComfyServer
-from demo import draw_lighthouse
+from lighthouse import draw_lighthouse, write_captioned
 from workflows import Prompt, node
 
 FEW_LAYERS = "OUT03: on\nALL: off"
@@ -33,10 +33,7 @@ def scene() -> Image.Image:
 
 def write_scene(server: ComfyServer, folder: str = "lighthouse") -> str:
     """Writes the scene with its caption into a folder of the host's inputs, and returns its name."""
-    path = server.input_directory / folder
-    path.mkdir(parents=True, exist_ok=True)
-    scene().save(path / "scene.png")
-    (path / "scene.txt").write_text(CAPTION)
+    write_captioned(server.input_directory / folder / "scene.png", scene(), CAPTION)
     return folder
 
 
@@ -51,6 +48,27 @@ def training(
         layers: More inputs of Blocks and Layers.
         inputs: Of Train LoRA.
     """
+    return {
+        "checkpoint": node("CheckpointLoaderSimple", ckpt_name=CHECKPOINT_NAME),
+        "data": node("AnyAdapterDataset", folder=folder, resolution=SIDE_PX, bucket_step=8),
+        "layers": node("AnyAdapterLayers", rules=rules, **(layers or {})),
+        "train": train_node(**inputs),
+    }
+
+
+def train_node(**inputs: Any) -> dict[str, Any]:
+    """Returns Train LoRA with the models of `checkpoint`, on `data` and `layers`: a short run.
+
+    Args:
+        inputs: What is to be otherwise, or besides.
+    """
+    links = {
+        "model": ["checkpoint", 0],
+        "clip": ["checkpoint", 1],
+        "vae": ["checkpoint", 2],
+        "dataset": ["data", 0],
+        "layers": ["layers", 0],
+    }
     plain = {
         "method": "LoRA-LierLa",
         "rank": 4,
@@ -62,20 +80,7 @@ def training(
         "seed": 0,
         "output_name": "trained",
     }
-    return {
-        "checkpoint": node("CheckpointLoaderSimple", ckpt_name=CHECKPOINT_NAME),
-        "data": node("AnyAdapterDataset", folder=folder, resolution=SIDE_PX, bucket_step=8),
-        "layers": node("AnyAdapterLayers", rules=rules, **(layers or {})),
-        "train": node(
-            "AnyAdapterTrain",
-            model=["checkpoint", 0],
-            clip=["checkpoint", 1],
-            vae=["checkpoint", 2],
-            dataset=["data", 0],
-            layers=["layers", 0],
-            **(plain | inputs),
-        ),
-    }
+    return node("AnyAdapterTrain", **(links | plain | inputs))
 
 
 def loading(file: str = "", **inputs: Any) -> dict[str, Any]:

@@ -92,6 +92,28 @@ def text_to_image(
     return nodes
 
 
+def image_to_image(
+    checkpoint: str,
+    image: str,
+    loaders: Sequence[dict[str, Any]] = (),
+    *,
+    denoise: float = 1.0,
+    **options: Any,
+) -> Prompt:
+    """Returns the workflow of `text_to_image`, with its options, that draws over a picture.
+
+    Args:
+        image: A file in the input folder.
+        denoise: How much of the way the picture is drawn anew.
+    """
+    nodes = text_to_image(checkpoint, loaders, **options)
+    del nodes["empty"]
+    nodes["picture"] = node("LoadImage", image=image)
+    nodes["encode"] = node("VAEEncode", pixels=["picture", 0], vae=["checkpoint", 2])
+    nodes["sampler"]["inputs"] |= {"latent_image": ["encode", 0], "denoise": denoise}
+    return nodes
+
+
 def side_by_side(first: Prompt, second: Prompt) -> Prompt:
     """Returns both prompts as one: `other_` is put before the ids of the second one's nodes.
 
