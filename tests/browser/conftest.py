@@ -1,6 +1,5 @@
 """Gives tests the page of a real ComfyUI in Chromium, with either of its two ways to draw nodes."""
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,8 +7,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
-from base_directory import make_base_directory
-from comfy_page import ComfyPage
+from comfy_page import ComfyPage, page_server
 from comfy_server import ComfyServer
 
 HERE = Path(__file__).parent
@@ -30,16 +28,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
-    """A server with the pack."""
+def comfyui() -> Path:
+    """The folder of the ComfyUI whose page is tested."""
     if COMFYUI is None:
         pytest.skip("COMFYUI_PATH does not name a ComfyUI folder")
-    base_directory = tmp_path_factory.mktemp("comfyui")
-    make_base_directory(base_directory)
-    # Else its gallery of templates opens and lies over the page.
-    settings = base_directory / "user" / "default" / "comfy.settings.json"
-    settings.write_text(json.dumps({"Comfy.TutorialCompleted": True}), encoding="utf-8")
-    with ComfyServer(Path(COMFYUI), base_directory) as running:
+    return Path(COMFYUI)
+
+
+@pytest.fixture(scope="session")
+def server(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+    """A server with the pack."""
+    with page_server(comfyui, tmp_path_factory.mktemp("comfyui")) as running:
         yield running
 
 

@@ -6,22 +6,18 @@ from typing import Any
 
 import pytest
 
-from base_directory import CHECKPOINT_NAME, EXAMPLE_NAMES, cached_checkpoint
+from base_directory import CHECKPOINT_NAME, cached_checkpoint, example_workflow
 from comfy_page import ComfyPage
 from comfy_server import ComfyServer
 from made_adapters import put_adapter
 
-ROOT = Path(__file__).resolve().parents[2]
 ARTEFACTS = Path(__file__).parent / "artefacts"
 
 
 def example(server: ComfyServer) -> dict[str, Any]:
     """The workflow as it ships, with files that are here and a small picture."""
     put_adapter("locon", cached_checkpoint(), server.base_directory / "models" / "loras")
-    text = (ROOT / "example_workflows" / "block_sweep.json").read_text(encoding="utf-8")
-    for theirs, ours in EXAMPLE_NAMES.items():
-        text = text.replace(theirs, ours)
-    workflow = json.loads(text)
+    workflow = json.loads(example_workflow("block_sweep"))
     for node in workflow["nodes"]:
         if node["type"] == "EmptyLatentImage":
             node["widgets_values"] = [64, 64, 1]

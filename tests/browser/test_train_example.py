@@ -1,14 +1,12 @@
 """The example of Train LoRA in the page: it opens, trains, and draws with what it has trained."""
 
 import json
-from pathlib import Path
 from typing import Any
 
-from base_directory import CHECKPOINT_NAME, EXAMPLE_NAMES, make_example_pictures
+from base_directory import CHECKPOINT_NAME, example_workflow, make_example_pictures
 from comfy_page import ComfyPage
 from comfy_server import ComfyServer
 
-ROOT = Path(__file__).resolve().parents[2]
 SMALL: dict[str, dict[str, Any]] = {
     "AnyAdapterDataset": {"resolution": 64},
     "AnyAdapterTrain": {"steps": 2},
@@ -19,19 +17,12 @@ SMALL: dict[str, dict[str, Any]] = {
 """What makes the training a matter of seconds."""
 
 
-def example() -> dict[str, Any]:
-    """The workflow as it ships, with files that are here."""
-    text = (ROOT / "example_workflows" / "train_lora.json").read_text(encoding="utf-8")
-    for theirs, ours in EXAMPLE_NAMES.items():
-        text = text.replace(theirs, ours)
-    return json.loads(text)
-
-
 def test_the_example_opens_trains_and_draws_with_the_adapter(
     page: ComfyPage, server: ComfyServer
 ) -> None:
     make_example_pictures(server.base_directory)
-    page.run("workflow => app.loadGraphData(workflow)", example())
+    workflow = json.loads(example_workflow("train_lora"))
+    page.run("workflow => app.loadGraphData(workflow)", workflow)
     prompt = page.run("async () => (await app.graphToPrompt()).output")
     ids = {one["class_type"]: key for key, one in prompt.items()}
     data, train = prompt[ids["AnyAdapterDataset"]], prompt[ids["AnyAdapterTrain"]]

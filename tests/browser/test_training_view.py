@@ -3,9 +3,7 @@
 import itertools
 import json
 import math
-import os
 import random
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +12,7 @@ import pytest
 from playwright.sync_api import Locator, Route, expect
 
 from anyadapter.algorithms.analysis.series import Stretch, smoothed, thinned, usual_range
-from base_directory import make_base_directory
-from comfy_page import ComfyPage
+from comfy_page import ComfyPage, page_server
 from comfy_server import ComfyServer
 
 ARTEFACTS = Path(__file__).parent / "artefacts"
@@ -39,16 +36,9 @@ numbers = itertools.count(100)
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+def server(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
     """A server whose Train LoRA does what a script says."""
-    if "COMFYUI_PATH" not in os.environ:
-        pytest.skip("COMFYUI_PATH does not name a ComfyUI folder")
-    base_directory = tmp_path_factory.mktemp("comfyui")
-    make_base_directory(base_directory)
-    shutil.copy(STAND_IN, base_directory / "custom_nodes")
-    settings = base_directory / "user" / "default" / "comfy.settings.json"
-    settings.write_text(json.dumps({"Comfy.TutorialCompleted": True}), encoding="utf-8")
-    with ComfyServer(Path(os.environ["COMFYUI_PATH"]), base_directory) as running:
+    with page_server(comfyui, tmp_path_factory.mktemp("comfyui"), STAND_IN) as running:
         yield running
 
 

@@ -31,13 +31,19 @@ def make_base_directory(path: Path) -> None:
     workflows = path / "user" / "default" / "workflows"
     workflows.mkdir(parents=True, exist_ok=True)
     for workflow in (ROOT / "example_workflows").glob("*.json"):
-        text = workflow.read_text(encoding="utf-8")
-        for theirs, ours in EXAMPLE_NAMES.items():
-            text = text.replace(theirs, ours)
+        text = example_workflow(workflow.stem)
         (workflows / workflow.name).write_text(text, encoding="utf-8")
     checkpoint = path / "models" / "checkpoints" / CHECKPOINT_NAME
     checkpoint.unlink(missing_ok=True)
     link_or_copy(cached_checkpoint(), checkpoint)
+
+
+def example_workflow(name: str) -> str:
+    """Returns an example workflow as it ships, with the names of files that are here."""
+    text = (ROOT / "example_workflows" / f"{name}.json").read_text(encoding="utf-8")
+    for theirs, ours in EXAMPLE_NAMES.items():
+        text = text.replace(theirs, ours)
+    return text
 
 
 def link_pack(link: Path) -> None:

@@ -1,15 +1,36 @@
 """ComfyUI's page in a browser, driven as its user and its extensions do."""
 
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from playwright.sync_api import Browser, Locator
+
+from base_directory import make_base_directory
+from comfy_server import ComfyServer
 
 READY = (
     "Boolean(window.app?.extensionManager && window.LiteGraph"
     "?.registered_node_types['AnyAdapterSchedule'])"
 )
 READY_WITHIN_MS = 120_000
+
+
+@contextmanager
+def page_server(comfyui: Path, base_directory: Path, *custom_nodes: Path) -> Iterator[ComfyServer]:
+    """Runs a server with the pack and other custom nodes, to open its page."""
+    make_base_directory(base_directory)
+    for module in custom_nodes:
+        shutil.copy(module, base_directory / "custom_nodes")
+    # Else its gallery of templates opens and lies over the page.
+    settings = base_directory / "user" / "default" / "comfy.settings.json"
+    settings.write_text(json.dumps({"Comfy.TutorialCompleted": True}), encoding="utf-8")
+    with ComfyServer(comfyui, base_directory) as running:
+        yield running
 
 
 class ComfyPage:
