@@ -15,8 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from anyadapter.algorithms.errors import TrainingError
@@ -38,6 +36,7 @@ from anyadapter.algorithms.training.optimizers import (
 )
 from anyadapter.algorithms.training.schedules import ScheduleConfig
 from anyadapter.algorithms.training.state_files import pack, unpack
+from through_a_file import through_a_file
 
 SMALL_PACKAGES = ("prodigyopt", "prodigyplus", "schedulefree")
 """What the test environment is to have; others are tested where they happen to be."""
@@ -128,14 +127,6 @@ def take_step(stepper: Stepper, groups: Sequence[ParameterGroup], offset: float)
 def take_steps(stepper: Stepper, groups: Sequence[ParameterGroup], steps: range) -> None:
     for step in steps:
         take_step(stepper, groups, 0.5 + 0.1 * math.sin(step))
-
-
-def through_a_file(state: dict[str, Any], path: Path) -> dict[str, Any]:
-    tensors, text = pack(state)
-    save_file(tensors, path, {"state": text})
-    with safe_open(path, "pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, it is no dict
-        return unpack(tensors, file.metadata()["state"])
 
 
 def are_the_same(one: dict[str, Any], other: dict[str, Any]) -> bool:

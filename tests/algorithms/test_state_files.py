@@ -9,11 +9,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from anyadapter.algorithms.errors import TrainingError
 from anyadapter.algorithms.training.state_files import pack, unpack
+from through_a_file import through_a_file
 
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
 STATES = st.recursive(
@@ -46,14 +45,6 @@ def test_infinity_and_nan_come_back():
     back = unpack(*pack([math.inf, -math.inf, math.nan]))
     assert back[:2] == [math.inf, -math.inf]
     assert math.isnan(back[2])
-
-
-def through_a_file(state: object, path: Path) -> Any:
-    tensors, text = pack(state)
-    save_file(tensors, path, {"state": text})
-    with safe_open(path, "pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, it is no dict
-        return unpack(tensors, file.metadata()["state"])
 
 
 DTYPES = [

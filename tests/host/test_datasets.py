@@ -17,6 +17,7 @@ from anyadapter.nodes.dataset_sheet import Sample, dataset_sheet
 from anyadapter.nodes.datasets import ImageFolder, ImagesAndCaptions, LatentsAndConditionings
 from anyadapter.nodes.host import input_folders
 from base_directory import CHECKPOINT_NAME
+from broken_pictures import write_damaged
 from comfy_server import ComfyServer, PromptFailedError
 from workflows import node, saved_file
 
@@ -134,11 +135,7 @@ def test_options_reach_the_dataset(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("alone")
 def test_a_picture_that_cannot_be_shown_is_left_out(tmp_path: Path) -> None:
     gradient(64, 64, 0).save(tmp_path / "a.png")
-    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
-    Image.fromarray(noise).save(tmp_path / "b.png")
-    content = bytearray((tmp_path / "b.png").read_bytes())
-    content[3000:3100] = bytes(100)
-    (tmp_path / "b.png").write_bytes(content)
+    write_damaged(tmp_path / "b.png")
     dataset = read(str(tmp_path))
     assert [item.name for item in dataset.items] == ["a.png"]
     assert dataset.skipped[0].startswith("b.png: cannot be read")

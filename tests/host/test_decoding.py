@@ -23,6 +23,7 @@ from anyadapter.algorithms.training.dataset import (
 )
 from anyadapter.algorithms.training.folders import Reading, scan
 from anyadapter.nodes.host import decoding
+from broken_pictures import write_damaged
 
 SQUARE = BucketConfig(enabled=False)
 RED, WHITE = (1.0, 0.0, 0.0), (1.0, 1.0, 1.0)
@@ -166,11 +167,8 @@ def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
 
 
 def test_damage_in_the_middle_is_found_when_the_pixels_are_read(tmp_path: Path) -> None:
-    noise = np.random.default_rng(0).integers(0, 255, (200, 200, 3), np.uint8)
-    path = saved(tmp_path / "a.png", Image.fromarray(noise))
-    content = bytearray(path.read_bytes())
-    content[5000:5100] = bytes(100)
-    path.write_bytes(content)
+    path = tmp_path / "a.png"
+    write_damaged(path)
     draw = draw_of(path, decoding.look(path).size_px)
     with pytest.raises(DatasetError, match="cannot be read"):
         decoding.picture(draw)

@@ -7,25 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from broken_pictures import write_cut, write_damaged
 from comfy_server import ComfyServer, PromptFailedError
 from training_prompts import losses, report, saved, scene, tensors, training
 
 DEEP = np.full((80, 80), 0x8080, np.uint16)
-
-
-def cut(path: Path) -> None:
-    noise = np.random.default_rng(0).integers(0, 255, (80, 80, 3), np.uint8)
-    Image.fromarray(noise).save(path)
-    path.write_bytes(path.read_bytes()[:-2000])
-
-
-def damaged(path: Path) -> None:
-    """Something in the middle is lost, which is seen when the pixels are read."""
-    noise = np.random.default_rng(0).integers(0, 255, (80, 80, 3), np.uint8)
-    Image.fromarray(noise).save(path)
-    content = bytearray(path.read_bytes())
-    content[3000:3100] = bytes(100)
-    path.write_bytes(content)
 
 
 def animated(path: Path) -> None:
@@ -44,8 +30,8 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "dot.png": (lambda path: Image.new("RGB", (1, 1)).save(path), "only 1 x 1 pixels"),
     "empty.png": (lambda path: path.write_bytes(b""), "the file is empty"),
     "page.jpg": (lambda path: path.write_text("<html>not found</html>"), "no picture"),
-    "cut.png": (cut, "image file is truncated"),
-    "damaged.png": (damaged, "cannot be read"),
+    "cut.png": (write_cut, "image file is truncated"),
+    "damaged.png": (write_damaged, "cannot be read"),
 }
 
 

@@ -22,9 +22,8 @@ from anyadapter.algorithms.training.optimizers import OptimizerConfig
 from anyadapter.nodes.host import trained_files
 from anyadapter.nodes.host.sessions import Outcome
 from anyadapter.nodes.host.trained_files import output_path
+from training_prompts import FEW_LAYERS, SIDE_PX
 from training_world import (
-    FEW_LAYERS,
-    SIDE_PX,
     Trial,
     dataset,
     item,

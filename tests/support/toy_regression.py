@@ -6,13 +6,10 @@ import torch
 from torch import Generator, nn
 
 from anyadapter.algorithms.training.methods import METHODS, MethodConfig
-from anyadapter.algorithms.training.optimizers import (
-    OptimizerConfig,
-    ParameterGroup,
-    make_optimizer,
-)
-from anyadapter.algorithms.training.trainable import TrainableAdapter
+from anyadapter.algorithms.training.optimizers import OptimizerConfig, make_optimizer
+from anyadapter.algorithms.training.trainable import TrainableAdapter, TrainableNetwork
 from layer_cases import layer_of
+from toy_training import groups_of
 
 WIDTH, RANK = 256, 8
 
@@ -35,11 +32,7 @@ def regression(method: str, ratio: float, steps: int, rate: float = 2e-4) -> lis
     start = METHODS[method].start(layer, config, Generator().manual_seed(0))
     assert start is not None
     adapter = TrainableAdapter(start, config)
-    groups = [
-        ParameterGroup(name, tuple(parameters), ratio if name == "plus" else 1.0)
-        for name, parameters in adapter.groups().items()
-        if parameters
-    ]
+    groups = groups_of(TrainableNetwork({"layer": adapter}), config)
     optimizer = OptimizerConfig(learning_rate=rate, clip_norm=0.0)
     stepper = make_optimizer(optimizer, groups, steps, Generator().manual_seed(0))
     x = torch.eye(WIDTH)

@@ -24,10 +24,7 @@ from anyadapter.nodes.host.sessions import Models, Outcome, Session
 from anyadapter.nodes.host.trained_files import output_path
 from anyadapter.nodes.host.training_view import TrainingView
 from base_directory import cached_checkpoint
-
-FEW_LAYERS = "OUT03: on\nALL: off"
-"""Near the output, so that gradients have a short way."""
-SIDE_PX = 64
+from training_prompts import FEW_LAYERS, SIDE_PX
 
 
 @cache
