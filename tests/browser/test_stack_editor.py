@@ -405,6 +405,20 @@ def test_weights_of_blocks_are_set_below_a_row(page: ComfyPage):
     expect(page.find(".anyadapter-stack-blocks [role=slider]").first).to_be_visible()
 
 
+def test_the_editor_below_a_row_keeps_its_looks_whichever_was_there_first(page: ComfyPage):
+    """Its buttons stuck together where a Load Adapter node had been opened before the stack."""
+    rows = opened(page, THREE, 3)
+    rows.first.locator(".anyadapter-stack-fold").click()
+    page.run(
+        """() => new Promise((done) => {
+            const sheet = document.querySelector("link[href$='/stack_editor.css']");
+            sheet.addEventListener("load", done, { once: true });
+            document.head.append(sheet);
+        })"""
+    )
+    expect(page.find(".anyadapter-blocks-levels button").first).to_have_css("padding-left", "7px")
+
+
 def test_another_file_shows_its_own_blocks(page: ComfyPage):
     # The editor below the row kept those of the file before.
     rows = opened(page, f"{INK} | 0.8", 1)
