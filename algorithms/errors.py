@@ -96,3 +96,7 @@ class NoRunError(TrainingError):
 
 class DatasetError(AdapterError):
     """There is nothing to train on, or what there is cannot be used."""
+
+
+class EditingError(AdapterError):
+    """An adapter cannot be made out of others, or out of models, as it is asked for."""

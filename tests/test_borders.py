@@ -27,6 +27,10 @@ OWN_PARTS = {
     "block_sweep": {"block_weights", "errors", "families"},
     "schedule": {"errors"},
     "inspection_report": {"adapters", "analysis", "errors", "families", "formats", "report"},
+    "editing": {
+        *("adapters", "analysis", "binding", "editing", "errors", "formats", "keymap", "layers"),
+        *("shapes",),
+    },
     "stack": {"errors"},
     "report": {"adapters", "errors", "families", "formats"},
     "facts": {"adapters", "binding", "families", "formats", "report"},
