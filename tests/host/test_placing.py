@@ -58,7 +58,8 @@ def test_a_change_that_depends_on_the_weight_takes_the_model(model: ModelPatcher
     (site,) = (site for site in placed(file(), model).sites if site.module == TO_OUT)
     assert site.target is not None and site.shape is not None
     weight = torch.randn(site.shape, generator=torch.Generator().manual_seed(0))
-    model.model.get_submodule(site.target.module).weight = torch.nn.Parameter(weight)
+    layer = model.model.get_submodule(site.target.module)
+    layer.weight, layer.bias = torch.nn.Parameter(weight), None
     assert torch.equal(site.weight(), weight)
     assert site.form().norm() == pytest.approx(float(torch.linalg.vector_norm(weight)))
 
