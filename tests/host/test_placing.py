@@ -56,7 +56,8 @@ def test_a_change_that_depends_on_the_weight_takes_the_model(model: ModelPatcher
     with pytest.raises(EditingError, match=rf"\(IA\)\^3 changes in {TO_OUT}.*connect the model"):
         alone.form()
     (site,) = (site for site in placed(file(), model).sites if site.module == TO_OUT)
-    assert site.target is not None and site.shape is not None
+    assert site.target is not None
+    assert site.shape is not None
     weight = torch.randn(site.shape, generator=torch.Generator().manual_seed(0))
     layer = model.model.get_submodule(site.target.module)
     layer.weight, layer.bias = torch.nn.Parameter(weight), None
