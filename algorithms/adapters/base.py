@@ -10,11 +10,12 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar, get_args, get_type_hints
 
 import torch
 from torch import Generator, Tensor
 
+from ..errors import FormatError
 from ..layers import Layer
 from ..shapes import Float, axes_fit
 from .forms import Form
@@ -47,11 +48,15 @@ class Role:
     """The tensor may have no numbers: AdaLoRA may leave a layer none of its ranks."""
     whole: bool = False
     """The tensor holds whole numbers: positions in a weight, say."""
+    peft: str = ""
+    """The ending that PEFT gives it, where that is not the first one."""
 
 
 ALPHA = Role("alpha", (".alpha",), required=False, shared=True, scalar=True)
 
 
+Setting = str | int | float | bool | None
+"""The value of a field that no tensor holds."""
 Tool = Literal["kohya", "lycoris", "peft", "onetrainer", "ai-toolkit"]
 
 
@@ -166,6 +171,10 @@ class Adapter(ABC):
     name: ClassVar[str]
     """What the user sees, for example `LoRA`."""
     roles: ClassVar[tuple[Role, ...]]
+    settings: ClassVar[tuple[str, ...]] = ()
+    """Fields that no tensor of a file holds, and that its header has to tell."""
+    assumes: ClassVar[str] = ""
+    """What no file of the method says and is taken all the same."""
     needs_weight: ClassVar[bool] = False
     """Whether `delta_weight` reads the values of the weight, and not only its shape."""
     prepares_from_weight: ClassVar[bool] = False
@@ -342,6 +351,30 @@ class Adapter(ABC):
         values = {role.suffixes[0]: getattr(self, role.field) for role in self.roles}
         return {suffix: value for suffix, value in values.items() if value is not None}
 
+    def unstored(self) -> dict[str, Setting]:
+        """Returns what no tensor of a file holds: settings other than the usual ones, by field.
+
+        They come from the header of the file that the adapter was read from (`completed`).
+        """
+        usual = {one.name: one.default for one in fields(self)}
+        own = {name: getattr(self, name) for name in self.settings}
+        return {name: value for name, value in own.items() if value != usual[name]}
+
+    def with_unstored(self: A, settings: Mapping[str, Setting]) -> A:
+        """Returns a copy with the settings that `unstored` gave.
+
+        Raises:
+            FormatError: A setting is unknown, or has a value that it cannot have.
+        """
+        kinds = get_type_hints(type(self))
+        for name, value in settings.items():
+            if name not in self.settings or not _is_one_of(value, kinds[name]):
+                raise FormatError(
+                    f"{self.name} is said to have {name} = {value}, which it cannot have. "
+                    "The header is damaged, or of a later version of Any Adapter: update it."
+                )
+        return replace(self, **settings)
+
     def to(self: A, device: torch.device | str, dtype: torch.dtype | None = None) -> A:
         """Returns a copy with all tensors moved; tensors already there are shared.
 
@@ -355,6 +388,16 @@ class Adapter(ABC):
         if all(moved[name] is value for name, value in tensors.items()):
             return self
         return self.with_tensors(moved)
+
+
+def _is_one_of(value: Setting, kind: Any) -> bool:
+    """Whether a value is of the type that a field has: a union, literals or a plain type."""
+    options = get_args(kind)
+    if options:
+        return any(_is_one_of(value, one) for one in options)
+    if isinstance(kind, type):
+        return type(value) is kind or (kind is float and type(value) is int)
+    return type(value) is type(kind) and value == kind
 
 
 def scale_of(alpha: float | None, rank: int) -> float:

@@ -32,6 +32,7 @@ class Deft(Adapter):
         Role("r", (".deft_R", ".deft_R.*"), required=False),
         ALPHA,
     )
+    settings = ("orthonormal",)
     needs_weight = True
     prepares_from_weight = True
 

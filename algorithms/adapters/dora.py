@@ -15,7 +15,7 @@ strengths other than 1: here the result at strength s lies on the line from W to
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Generator, Tensor
@@ -23,11 +23,12 @@ from torch import Generator, Tensor
 from ..errors import FormatError, ShapeError, TrainingError
 from ..layers import Layer
 from ..shapes import Float
-from .base import Adapter, Completion, InitialConfig, Origin, Pieces, Role, Work, widened
+from .base import Adapter, Completion, InitialConfig, Origin, Pieces, Role, Setting, Work, widened
 from .lokr import Lokr
 from .lora import Lora
 
 Axis = Literal["outputs", "inputs"]
+V = TypeVar("V")
 LORA_SETTINGS = ("wd_on_output", "lora_decompose_output_axis")
 """Settings that put the magnitudes on the outputs: LyCORIS' and OneTrainer's."""
 LOKR_SETTINGS = ("wd_on_output", "lokr_dora_on_output")
@@ -54,6 +55,7 @@ class Dora(Adapter):
             required=False,
         ),
     )
+    settings = ("flat_axis",)
     needs_weight = True
     prepares_from_weight = True
 
@@ -250,17 +252,23 @@ class Dora(Adapter):
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> "Dora":
         """Returns a copy with other tensors, of its own or of the inner adapter."""
-        inner = {
-            name.removeprefix(INNER): value
-            for name, value in tensors.items()
-            if name.startswith(INNER)
-        }
-        own = {name: value for name, value in tensors.items() if not name.startswith(INNER)}
+        inner, own = _of_inner(tensors)
         return replace(self, inner=self.inner.with_tensors(inner), **own)
 
     def stored(self) -> dict[str, Tensor | float | tuple[int, ...]]:
         """Returns what a file holds of the inner adapter and of the magnitudes."""
         return self.inner.stored() | super().stored()
+
+    def unstored(self) -> dict[str, Setting]:
+        """Returns the own settings and those of the inner adapter, whose names begin with inner."""
+        inner = {INNER + name: value for name, value in self.inner.unstored().items()}
+        return super().unstored() | inner
+
+    def with_unstored(self, settings: Mapping[str, Setting]) -> "Dora":
+        """Returns a copy with settings of its own or of the inner adapter."""
+        inner, own = _of_inner(settings)
+        made = super().with_unstored(own)
+        return replace(made, inner=made.inner.with_unstored(inner))
 
     @property
     def _magnitude(self) -> Tensor:
@@ -295,6 +303,13 @@ class Dora(Adapter):
     def _over(self, vector: Float[Tensor, " N"], shape: tuple[int, ...]) -> Tensor:
         """Returns a vector in a shape that broadcasts against a weight of `shape`."""
         return vector.reshape(_broadcast(self.axis(tuple(shape)), len(shape)))
+
+
+def _of_inner(values: Mapping[str, V]) -> tuple[dict[str, V], dict[str, V]]:
+    """Returns the values of the inner adapter, by its own names, and the others."""
+    inner = {name: value for name, value in values.items() if name.startswith(INNER)}
+    own = {name: value for name, value in values.items() if name not in inner}
+    return {name.removeprefix(INNER): value for name, value in inner.items()}, own
 
 
 def _lengths(weight: Float[Tensor, "O ..."], axis: Axis) -> Float[Tensor, " N"]:

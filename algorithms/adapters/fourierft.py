@@ -28,6 +28,7 @@ class FourierFt(Adapter):
 
     name = "FourierFT"
     roles = (Role("spectrum", (".fourierft_spectrum", ".fourierft_spectrum.*")),)
+    settings = ("scaling", "seed")
     additive = True
 
     spectrum: Float[Tensor, " K"]

@@ -30,6 +30,7 @@ class Hra(Adapter):
 
     name = "HRA"
     roles = (Role("u", (".hra_u", ".hra_u.*")),)
+    settings = ("orthogonal",)
     needs_weight = True
 
     u: Float[Tensor, "D R"]

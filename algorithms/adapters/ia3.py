@@ -89,6 +89,7 @@ class Ia3Peft(Adapter):
 
     name = "(IA)^3 (PEFT)"
     roles = (Role("factor", (".ia3_l", ".ia3_l.*")),)
+    settings = ("feedforward",)
     needs_weight = True
 
     factor: Float[Tensor, "..."]

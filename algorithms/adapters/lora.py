@@ -74,6 +74,7 @@ class Lora(Adapter):
 
     name = "LoRA"
     roles = (UP, DOWN, ALPHA, BIAS, RESHAPE)
+    settings = ("constant_scale",)
     additive = True
 
     up: Float[Tensor, "O R ..."]

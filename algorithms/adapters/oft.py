@@ -61,6 +61,7 @@ class DiagOft(Rotation):
 
     name = "OFT"
     roles = (BLOCKS, RESCALE, CONSTRAINT)
+    settings = ("maker",)
 
     oft_blocks: Float[Tensor, "N D D"]
     rescale: Float[Tensor, "..."] | None = None
@@ -221,6 +222,7 @@ class PeftOutputOft(Rotation):
 
     name = "OFT (PEFT to 0.13)"
     roles = (Role("oft_r", (".oft_r", ".oft_r.*")),)
+    settings = ("coft_eps",)
 
     oft_r: Float[Tensor, "N D D"]
     coft_eps: float | None = None
@@ -272,6 +274,7 @@ class PeftInputOft(Rotation):
 
     name = "OFT (PEFT 0.14)"
     roles = (Role("oft_r", (".oft_r", ".oft_r.*")), Role("oft_s", (".oft_s", ".oft_s.*")))
+    settings = ("coft_eps",)
     side = "inputs"
 
     oft_r: Float[Tensor, "N D D"]
@@ -344,6 +347,7 @@ class OftV2(Rotation):
         Role("eps_mark", (".coft_eps_metadata",), required=False, scalar=True),
         Role("scaled_mark", (".scaled_oft_metadata",), required=False, scalar=True),
     )
+    settings = ("terms", "doubled", "coft_eps", "kernels")
     side = "inputs"
 
     vectors: Float[Tensor, "N E"]
@@ -386,6 +390,8 @@ class OftV2(Rotation):
             skew = -skew
         if self.terms is None:
             return cayley(-skew)
+        if not 0 <= self.terms <= MOST_TERMS:
+            raise ShapeError(f"a series of {self.terms} terms, of which {MOST_TERMS} are the most")
         return cayley_neumann(skew, self.terms, doubled=self.doubled)
 
     def turned(self, tensor: Tensor, axis: int, *, back: bool = False) -> Tensor:

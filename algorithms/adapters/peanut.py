@@ -10,6 +10,7 @@ only.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,8 @@ from .base import Adapter, Completion, InitialConfig, Origin, Role, widened
 from .linalg import low_rank, matrix_sizes
 from .lora import Lora
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+Activation = Literal["relu", "gelu", "silu", "tanh", "sigmoid", "mish"]
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "gelu": F.gelu,
     "silu": F.silu,
@@ -42,6 +44,7 @@ class Peanut(Adapter):
         Role("b", (".peanut_B.weight", ".peanut_B.*.weight")),
         Role("hidden", (".peanut_encoders.0.weight",), required=False),
     )
+    settings = ("scaling", "activation")
     needs_weight = True
     prepares_from_weight = True
 
@@ -50,7 +53,7 @@ class Peanut(Adapter):
     hidden: Float[Tensor, "R R"] | None = None
     """The first of further matrices, which are not known here."""
     scaling: float = 1.0
-    activation: str = "relu"
+    activation: Activation = "relu"
 
     @property
     def rank(self) -> int:

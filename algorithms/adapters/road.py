@@ -34,6 +34,7 @@ class Road(Adapter):
         Role("theta", (".road_theta", ".road_theta.*")),
         Role("length", (".road_alpha", ".road_alpha.*")),
     )
+    settings = ("group",)
     needs_weight = True
 
     theta: Float[Tensor, " S"]
@@ -99,7 +100,8 @@ class Road(Adapter):
         """
         count = self.theta.shape[0]
         if (
-            outputs % self.group
+            self.group < 2
+            or outputs % self.group
             or self.group % 2
             or count not in (outputs // 2, outputs, 2 * outputs)
         ):

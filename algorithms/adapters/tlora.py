@@ -49,6 +49,7 @@ class Tlora(Adapter):
         Role("lengths", (".lambda_layer",)),
         ALPHA,
     )
+    assumes = "that the model is the very one that the file was trained on"
     needs_weight = True
     prepares_from_weight = True
 
@@ -98,8 +99,7 @@ class Tlora(Adapter):
         """Returns the adapter with alpha from the header where the tensors have none."""
         del corrections
         alpha = self.alpha or origin.numerator(self.rank)
-        assumed = "that the model is the very one that the file was trained on"
-        assumed = assumed if alpha else f"scale 1, and {assumed}"
+        assumed = self.assumes if alpha else f"scale 1, and {self.assumes}"
         return Completion(replace(self, alpha=alpha), assumed=assumed)
 
     @classmethod

@@ -36,6 +36,7 @@ class VbLora(Adapter):
         Role("logits_b", (".vblora_logits_B", ".vblora_logits_B.*")),
         BANK,
     )
+    settings = ("topk",)
     additive = True
 
     logits_a: Float[Tensor, "R P H"]

@@ -30,6 +30,7 @@ class WaveFt(Adapter):
 
     name = "WaveFT"
     roles = (Role("spectrum", (".waveft_spectrum", ".waveft_spectrum.*")),)
+    settings = ("scaling", "seed", "transformed")
     additive = True
 
     spectrum: Float[Tensor, " K"]

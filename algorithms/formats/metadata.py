@@ -2,12 +2,14 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from ..adapters.base import Origin, Tool
+from ..adapters.base import Origin, Setting, Tool
+from ..errors import FormatError
 from .peft import by_pattern, of_module
 
 
@@ -62,9 +64,30 @@ class AdapterMetadata:
             return "LoRA+"
         return None
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether the tensors and `settings` say everything, and nothing else of the header counts."""
+        return SETTLED in self.strings
+
+    def settings(self, module: str, method: str) -> Mapping[str, Setting]:
+        """Returns what a settled file says of an adapter besides its tensors: field -> value.
+
+        Args:
+            module: Module name as in the file.
+            method: Name of the method.
+
+        Raises:
+            FormatError: It cannot be read.
+        """
+        return self._settings.of(module, method)
+
+    @cached_property
+    def _settings(self) -> "Settings":
+        return Settings.read(self.strings[SETTLED])
+
     def tool(self, module: str) -> Tool | None:
         """Returns which tool made a module, by the header or by a prefix that only it writes."""
-        if self.config or "lora_adapter_metadata" in self.strings:
+        if self.config or PEFT_CONFIG in self.strings:
             return "peft"
         if self.network_module.startswith("networks."):
             return "kohya"
@@ -121,11 +144,78 @@ class AdapterMetadata:
 
     @cached_property
     def _peft_config(self) -> dict[str, Any]:
-        return _json_object(self.strings.get("lora_adapter_metadata")) or dict(self.config)
+        return _json_object(self.strings.get(PEFT_CONFIG)) or dict(self.config)
 
     @cached_property
     def _onetrainer_config(self) -> dict[str, Any]:
         return _json_object(self.strings.get("ot_config"))
+
+
+PEFT_CONFIG = "lora_adapter_metadata"
+"""Key of the header that diffusers keeps PEFT's configuration in."""
+SETTLED = "anyadapter_settled"
+"""Key of the header by which a file of ours says that its tensors need no completing, and what
+they do not hold: `{"version": 1, "methods": {method: {"usual": {field: value}, "others":
+{module: {field: value}}}}}`."""
+SETTLED_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the tensors of a settled file do not hold, by method."""
+
+    methods: Mapping[str, Mapping[str, Any]]
+    """Method -> its usual settings, and those of modules that have others."""
+
+    @classmethod
+    def read(cls, text: str) -> "Settings":
+        """Returns what `written` gave.
+
+        Raises:
+            FormatError: It is damaged, or of a later version.
+        """
+        said = _json_object(text)
+        if said.get("version") != SETTLED_VERSION:
+            raise FormatError(
+                f"the header's {SETTLED} is of version {said.get('version')}, and only "
+                f"{SETTLED_VERSION} is known here. Update Any Adapter."
+            )
+        methods = said.get("methods")
+        tables = [methods, *methods.values()] if isinstance(methods, dict) else [None]
+        for table in tables[1:]:
+            found = isinstance(table, dict) and (table.get("usual"), table.get("others"))
+            others = found[1] if found else None
+            tables += [*found, *others.values()] if found and isinstance(others, dict) else [None]
+        if not all(isinstance(table, dict) for table in tables):
+            raise FormatError(f"the header's {SETTLED} is damaged. Save or download the file again.")
+        return cls(methods or {})
+
+    @classmethod
+    def gathered(
+        cls, said: Mapping[str, Mapping[str, Mapping[str, Setting]]]
+    ) -> "Settings":
+        """Returns settings in short: most layers of a file have the same.
+
+        Args:
+            said: Method -> module -> its settings.
+        """
+        methods: dict[str, dict[str, Any]] = {}
+        for method, modules in said.items():
+            spelled = Counter(json.dumps(one, sort_keys=True) for one in modules.values())
+            usual = json.loads(spelled.most_common(1)[0][0])
+            others = {module: dict(one) for module, one in modules.items() if one != usual}
+            if usual or others:
+                methods[method] = {"usual": usual, "others": others}
+        return cls(methods)
+
+    def written(self) -> str:
+        """Returns the text for the header."""
+        return json.dumps({"version": SETTLED_VERSION, "methods": self.methods})
+
+    def of(self, module: str, method: str) -> Mapping[str, Setting]:
+        """Returns the settings of an adapter."""
+        table = self.methods.get(method, {"usual": {}, "others": {}})
+        return table["others"].get(module, table["usual"])
 
 
 TOOL_PREFIXES: dict[str, Tool] = {

@@ -85,6 +85,8 @@ class AdapterSet:
         Args:
             corrections: Whether to depart from other loaders where the header proves them wrong.
         """
+        if self.metadata.is_settled:
+            return self._as_settled()
         adapters: dict[str, tuple[Adapter, ...]] = {}
         assumed: Counter[str] = Counter()
         corrected: Counter[str] = Counter()
@@ -97,15 +99,31 @@ class AdapterSet:
             adapters[module] = tuple(completion.adapter for completion in completions)
             assumed.update({one.assumed for one in completions if one.assumed})
             corrected.update({one.corrected for one in completions if one.corrected})
-        notes = [
-            f"Nothing in the file says it, so it was assumed for {counted(count, 'layer')}: {what}."
-            for what, count in assumed.items()
-        ]
+        notes = _assumptions(assumed)
         notes += [
             f"Corrected, as the metadata prove it, in {counted(count, 'layer')}: {what}."
             for what, count in corrected.items()
         ]
         return replace(self, adapters=adapters, notes=(*self.notes, *notes))
+
+    def _as_settled(self) -> "AdapterSet":
+        """Returns the set with the settings that it was saved with.
+
+        Raises:
+            FormatError: They cannot be read.
+        """
+        try:
+            adapters = {
+                module: tuple(
+                    one.with_unstored(self.metadata.settings(module, one.name)) for one in parsed
+                )
+                for module, parsed in self.adapters.items()
+            }
+        except FormatError as error:
+            raise FormatError(f"{self.source} cannot be loaded: {error}") from error
+        every = itertools.chain.from_iterable(adapters.values())
+        assumed = Counter(one.assumes for one in every if one.assumes)
+        return replace(self, adapters=adapters, notes=(*self.notes, *_assumptions(assumed)))
 
     def _require_ordinary(
         self, module: str, adapters: Sequence[Adapter], options: Mapping[str, Any]
@@ -121,6 +139,14 @@ class AdapterSet:
             raise FormatError(
                 f"{self.source} cannot be loaded: its configuration says that {module} is {meaning}."
             )
+
+
+def _assumptions(assumed: Mapping[str, int]) -> list[str]:
+    """Returns sentences about what was assumed: what -> how often."""
+    return [
+        f"Nothing in the file says it, so it was assumed for {counted(count, 'layer')}: {what}."
+        for what, count in assumed.items()
+    ]
 
 
 def parse_file(
@@ -218,7 +244,9 @@ def parse_tensors(
         are_finite: Whether some tensors are quickly known to hold finite numbers.
     """
     notes = _refused(itertools.filterfalse(_is_claimed, tensors), source)
-    known = AdapterMetadata(dict(metadata), dict(config or {}))
+    known = AdapterMetadata(dict(metadata))
+    if not known.is_settled:
+        known = replace(known, config=dict(config or {}))
     keys, embeddings = split_embeddings(tensors, source)
     modules, common, unclaimed = _by_module(keys, known, source)
     factored = any(suffix in UP.suffixes for own in modules.values() for suffix in own)

@@ -1,21 +1,47 @@
 """Writes an adapter set: the inverse of parsing."""
 
 import json
+from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from ..adapters import Adapter
+from ..adapters.base import Setting
+from ..adapters.dora import Dora
+from ..adapters.glora import Glora, GloraOld
+from ..adapters.loha import Loha, LohaTucker
+from ..adapters.lokr import Lokr
+from ..adapters.lora import Lora, LoraTucker
+from ..adapters.tlora import Tlora
+from ..errors import EditingError
 from .embeddings import embedding_tensors
+from .metadata import PEFT_CONFIG, SETTLED, Settings
 from .parse import COMMON, AdapterSet
 
+Spelling = Literal["kohya", "peft"]
+"""How the tensors of an adapter are named: as sd-scripts and LyCORIS do, or as PEFT does."""
 
-def to_tensors(adapter_set: AdapterSet) -> tuple[dict[str, Tensor], dict[str, str]]:
+
+def to_tensors(
+    adapter_set: AdapterSet, spelling: Spelling = "kohya"
+) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Returns the tensors and the metadata of a file that holds this set.
 
     Each role is written with its first spelling, so the spelling of the file that was read may
     change, the names of the modules do not. A tensor that serves all modules is written once, where
     PEFT has it; its configuration goes into the header.
+
+    Args:
+        adapter_set: The set.
+        spelling: `peft` writes what PEFT and diffusers read: factors with the scale in them and no
+            alpha, with a configuration for them in the header.
+
+    Raises:
+        EditingError: PEFT has no place for a method, or a layer has two adapters of one.
     """
     tensors: dict[str, Tensor] = {}
     for module, adapters in adapter_set.adapters.items():
@@ -23,13 +49,65 @@ def to_tensors(adapter_set: AdapterSet) -> tuple[dict[str, Tensor], dict[str, st
             for suffix, value in adapter.stored().items():
                 tensor = torch.as_tensor(value)
                 key = _common_key(module, suffix) if suffix in COMMON else module + suffix
-                if tensors.setdefault(key, tensor) is not tensor:
-                    tensors[module + suffix] = tensor  # another file's, joined to this set
+                if tensors.setdefault(key, tensor) is tensor:
+                    continue
+                if suffix not in COMMON:
+                    raise EditingError(
+                        f"{module} has two adapters of {adapter.name}, and a file holds one. "
+                        "Combine them into one first (Combine Adapters)."
+                    )
+                tensors[module + suffix] = tensor  # another file's, joined to this set
     tensors.update(embedding_tensors(adapter_set.embeddings))
     strings = dict(adapter_set.metadata.strings)
     if adapter_set.metadata.config:
-        strings["lora_adapter_metadata"] = json.dumps(adapter_set.metadata.config)
+        strings[PEFT_CONFIG] = json.dumps(adapter_set.metadata.config)
     return tensors, strings
+
+
+SCALED = (Lora, LoraTucker, Loha, LohaTucker, Lokr, Glora, GloraOld, Tlora)
+"""Methods whose scale every tool reads as alpha / rank from the tensors."""
+SCALED_BY_PEFT = (Lora, LoraTucker, Loha, LohaTucker, Lokr)
+"""Those for which PEFT reads alpha from its configuration instead."""
+
+
+def settled(adapter_set: AdapterSet) -> AdapterSet:
+    """Returns a completed set with a header that says so: what is saved is read back the same.
+
+    What its header alone said is now in the adapters; without a word on it, it would be applied
+    again at the next load. Alpha is written out even where it is the rank, as LyCORIS needs it.
+    PEFT's configuration goes where it would scale a second time in diffusers or in PEFT.
+
+    Args:
+        adapter_set: The set, after `as_trained`.
+    """
+    adapters = {
+        module: tuple(_with_alpha(one) for one in several)
+        for module, several in adapter_set.adapters.items()
+    }
+    said: dict[str, dict[str, Mapping[str, Setting]]] = defaultdict(dict)
+    for module, several in adapters.items():
+        for adapter in several:
+            said[adapter.name][module] = adapter.unstored()
+    metadata = adapter_set.metadata
+    strings = {**metadata.strings, SETTLED: Settings.gathered(said).written()}
+    every = [one for several in adapters.values() for one in several]
+    if any(isinstance(_innermost(one), SCALED_BY_PEFT) for one in every):
+        strings.pop(PEFT_CONFIG, None)
+        metadata = replace(metadata, config={})
+    return replace(adapter_set, adapters=adapters, metadata=replace(metadata, strings=strings))
+
+
+def _innermost(adapter: Adapter) -> Adapter:
+    return adapter.inner if isinstance(adapter, Dora) else adapter
+
+
+def _with_alpha(adapter: Adapter) -> Adapter:
+    """Returns the adapter with the alpha that makes its scale."""
+    if isinstance(adapter, Dora):
+        return replace(adapter, inner=_with_alpha(adapter.inner))
+    if not isinstance(adapter, SCALED) or adapter.alpha:
+        return adapter
+    return replace(adapter, alpha=float(adapter.rank or 1))
 
 
 def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
