@@ -18,8 +18,9 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from anyadapter.algorithms.errors import FormatError
-from anyadapter.algorithms.formats.parse import AdapterSet, parse_file
+from anyadapter.algorithms.formats.parse import AdapterSet, parse_file, parse_tensors
 from anyadapter.algorithms.formats.read import read_file
+from anyadapter.algorithms.formats.write import settled, to_tensors
 from anyadapter.algorithms.strength import Placed, merged_bias, merged_weight
 from layer_cases import LayerCase, hooked_output, layer_of
 
@@ -183,6 +184,29 @@ def test_hooks_give_what_the_tool_gives(file: Golden) -> None:
 @each_file
 def test_merged_weights_give_what_the_tool_gives(file: Golden) -> None:
     assert too_large(errors(file, merged)) == {}
+
+
+def changes(found: AdapterSet, module: str, layer: str) -> list[Tensor]:
+    """The changes of weight and bias that the adapters of a module make."""
+    case = layer_case(layer)
+    every: list[Tensor] = []
+    for adapter in found.adapters[module]:
+        for change in (adapter.delta_weight(case.weight), adapter.delta_bias(case.bias)):
+            every += [] if change is None else [change.double()]
+    return every
+
+
+@each_file
+def test_what_is_saved_again_is_completed_only_once(file: Golden) -> None:
+    made = adapters_of(file.path)
+    tensors, strings = to_tensors(settled(made))
+    again = parse_tensors(tensors, strings, "saved").as_trained()
+    assert again.unclaimed == ()
+    assert [note for note in again.notes if "Corrected" in note or "scale 1" in note] == []
+    for module, layer in file.layers.items():
+        expected, found = (changes(one, module, layer) for one in (made, again))
+        for change, same in zip(expected, found, strict=True):
+            assert (same - change).norm() <= 1e-6 * change.norm()
 
 
 @pytest.mark.parametrize(
