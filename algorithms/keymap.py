@@ -114,6 +114,19 @@ class Part:
             names[target] = (*names.get(target, ()), name)
         return names
 
+    def units(self, target: Target, dialect: str) -> tuple[Target, ...]:
+        """Returns the weight of a target in the pieces that a tool has, each one of its layers.
+
+        It is the whole weight, but where diffusers has layers of their own for parts of it, or the
+        rows in another order.
+        """
+        naming = next((one.naming for one in self.dialects if one.name == dialect), None)
+        whole = Target(target.weight)
+        if naming != "diffusers" or whole in self.diffusers:
+            return (whole,)
+        own = [one for one in self.diffusers if one.weight == target.weight]
+        return _row_by_row(own) or (whole,)
+
     def spelled(self, target: Target, dialect: str) -> str | None:
         """Returns the name of a target in a dialect, or None where it has none."""
         for one in self.dialects:
@@ -124,6 +137,24 @@ class Part:
             if name is not None:
                 return one.spelled(name)
         return None
+
+
+def _row_by_row(parts: Iterable[Target]) -> tuple[Target, ...]:
+    """Returns those parts of a weight that follow each other, the smallest where several begin."""
+    following: dict[int, Target] = {}
+    for part in parts:
+        if part.rows is None:
+            continue
+        known = following.get(part.rows.start)
+        if known is None or known.rows is None or part.rows.length < known.rows.length:
+            following[part.rows.start] = part
+    found: list[Target] = []
+    row = 0
+    while row in following:
+        found.append(following[row])
+        rows = following[row].rows
+        row += rows.length if rows else 0
+    return tuple(found)
 
 
 class KeyMap:
@@ -199,6 +230,15 @@ class KeyMap:
         """
         spelled = (part.spelled(target, dialect) for part in self.parts)
         return next((name for name in spelled if name is not None), None)
+
+    def units(self, target: Target, dialect: str) -> tuple[Target, ...]:
+        """Returns the weight of a target in the pieces that a tool has; see `Part.units`."""
+        whole = Target(target.weight)
+        units = next(
+            (part.units(target, dialect) for part in self.parts if whole in part.host), (whole,)
+        )
+        rows = sum(unit.rows.length for unit in units if unit.rows is not None)
+        return units if rows == self.shapes[target.weight][0] else (whole,)
 
     def targets(self) -> Iterator[Target]:
         """Iterates over everything that has a name, each once."""

@@ -51,10 +51,16 @@ class Role:
     peft: str = ""
     """The ending that PEFT gives it, where that is not the first one."""
 
+    def spelled(self, spelling: "Spelling") -> str:
+        """Returns the ending that is written."""
+        return self.peft if spelling == "peft" and self.peft else self.suffixes[0]
+
 
 ALPHA = Role("alpha", (".alpha",), required=False, shared=True, scalar=True)
 
 
+Spelling = Literal["kohya", "peft"]
+"""How the tensors of an adapter are named: as sd-scripts and LyCORIS do, or as PEFT does."""
 Setting = str | int | float | bool | None
 """The value of a field that no tensor holds."""
 Tool = Literal["kohya", "lycoris", "peft", "onetrainer", "ai-toolkit"]
@@ -346,10 +352,18 @@ class Adapter(ABC):
         """Returns a copy with other tensors under the names that `tensors` gives them."""
         return replace(self, **tensors)
 
-    def stored(self) -> dict[str, Tensor | float | tuple[int, ...]]:
+    def stored(self, spelling: Spelling = "kohya") -> dict[str, Tensor | float | tuple[int, ...]]:
         """Returns what a file holds of this adapter: suffix -> tensor, number or sizes."""
-        values = {role.suffixes[0]: getattr(self, role.field) for role in self.roles}
+        values = {role.spelled(spelling): getattr(self, role.field) for role in self.roles}
         return {suffix: value for suffix, value in values.items() if value is not None}
+
+    def for_peft(self) -> "Adapter | None":
+        """Returns the adapter as PEFT and diffusers keep it, whatever its configuration says.
+
+        Its scale is in the tensors, so that readers without the configuration are right too. None
+        where they have no place for the method.
+        """
+        return None
 
     def unstored(self) -> dict[str, Setting]:
         """Returns what no tensor of a file holds: settings other than the usual ones, by field.

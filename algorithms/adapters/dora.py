@@ -23,7 +23,7 @@ from torch import Generator, Tensor
 from ..errors import FormatError, ShapeError, TrainingError
 from ..layers import Layer
 from ..shapes import Float
-from .base import Adapter, Completion, InitialConfig, Origin, Pieces, Role, Setting, Work, widened
+from .base import Adapter, Completion, InitialConfig, Origin, Pieces, Role, Setting, Spelling, Work, widened
 from .lokr import Lokr
 from .lora import Lora
 
@@ -255,9 +255,33 @@ class Dora(Adapter):
         inner, own = _of_inner(tensors)
         return replace(self, inner=self.inner.with_tensors(inner), **own)
 
-    def stored(self) -> dict[str, Tensor | float | tuple[int, ...]]:
-        """Returns what a file holds of the inner adapter and of the magnitudes."""
-        return self.inner.stored() | super().stored()
+    def stored(self, spelling: Spelling = "kohya") -> dict[str, Tensor | float | tuple[int, ...]]:
+        """Returns what a file holds of the inner adapter and of the magnitudes.
+
+        PEFT's are written as `dora_scale` beside factors in kohya's spelling: no tool reads both.
+        """
+        own = self
+        if spelling == "kohya" and self.magnitude_vector is not None:
+            ones = [1] * max(self._axes_of_weight - 1, 1)
+            scale = self.magnitude_vector.reshape(-1, *ones)
+            own = replace(self, dora_scale=scale, magnitude_vector=None)
+        return self.inner.stored(spelling) | super(Dora, own).stored(spelling)
+
+    def for_peft(self) -> "Dora | None":
+        """Returns the same with magnitudes of outputs, or None for those of inputs."""
+        inner = self.inner.for_peft()
+        if not isinstance(inner, Lora) or self.axis(_shape_of(inner)) != "outputs":
+            return None
+        ones = [1] * (inner.down.ndim - 2)
+        vector = self._magnitude.flatten()
+        shaped = vector.reshape(1, -1, *ones) if ones else vector
+        return Dora(inner, magnitude_vector=shaped)
+
+    @property
+    def _axes_of_weight(self) -> int:
+        """The number of axes of the weight, as far as the tensors tell."""
+        inner = self.inner.down.ndim if isinstance(self.inner, Lora) else 2
+        return max(inner, self._magnitude.ndim)
 
     def unstored(self) -> dict[str, Setting]:
         """Returns the own settings and those of the inner adapter, whose names begin with inner."""
@@ -303,6 +327,11 @@ class Dora(Adapter):
     def _over(self, vector: Float[Tensor, " N"], shape: tuple[int, ...]) -> Tensor:
         """Returns a vector in a shape that broadcasts against a weight of `shape`."""
         return vector.reshape(_broadcast(self.axis(tuple(shape)), len(shape)))
+
+
+def _shape_of(inner: Lora) -> tuple[int, ...]:
+    """Returns the shape of the weight that a LoRA with the kernel in its first factor is for."""
+    return (inner.up.shape[0], *inner.down.shape[1:])
 
 
 def _of_inner(values: Mapping[str, V]) -> tuple[dict[str, V], dict[str, V]]:

@@ -48,6 +48,7 @@ UP = Role(
         ".lora_linear_layer.up.weight",
         ".up.weight",
     ),
+    peft=".lora_B.weight",
 )
 
 DOWN = Role(
@@ -62,8 +63,14 @@ DOWN = Role(
         ".lora_linear_layer.down.weight",
         ".down.weight",
     ),
+    peft=".lora_A.weight",
 )
-BIAS = Role("bias", (".lora_up.bias", ".lora_B.bias", ".lora_B.*.bias"), required=False)
+BIAS = Role(
+    "bias",
+    (".lora_up.bias", ".lora_B.bias", ".lora_B.*.bias"),
+    required=False,
+    peft=".lora_B.bias",
+)
 RESHAPE = Role("reshape", (".reshape_weight",), required=False, sizes=True)
 MID = Role("mid", (".lora_mid.weight",))
 
@@ -164,6 +171,17 @@ class Lora(Adapter):
         up = torch.zeros(outputs, config.rank, *[1] * (len(inputs) - 1))
         return cls(up, down, config.alpha)
 
+    def for_peft(self) -> "Lora | None":
+        """Returns the same product of factors of about equal scale, with scale 1."""
+        if self.reshape is not None:
+            return None
+        scale = self.scale
+        # One rounding at most: a power of two changes no digit. Small numbers of float16 would be
+        # lost if one factor took all of it.
+        half = 2.0 ** round(math.log2(abs(scale)) / 2)
+        bias = None if self.bias is None else _times(self.bias, scale)
+        return Lora(_times(self.up, scale / half), _times(self.down, half), bias=bias)
+
     def sliced(self, rank: int) -> "Lora":
         """Returns the first `rank` ranks, as DyLoRA trains them to be used; alpha stays as it is.
 
@@ -240,6 +258,13 @@ class LoraTucker(Adapter):
         right = through_core(widened(self.mid), widened(self.down).flatten(1))
         return Product(widened(self.up).flatten(1) * self.scale, right)
 
+    def for_peft(self) -> Lora | None:
+        """Returns the LoRA whose first factor has the kernel, as PEFT has no core."""
+        down = through_core(widened(self.mid), widened(self.down).flatten(1))
+        kernel = down.reshape(self.mid.shape[0], self.down.shape[1], *self.mid.shape[2:])
+        alpha = self.scale * self.mid.shape[0]
+        return Lora(self.up, kernel.to(self.down.dtype), alpha, self.bias).for_peft()
+
     def completed(self, origin: Origin, *, corrections: bool) -> "Completion[LoraTucker]":
         """Returns the adapter with alpha from the header where the tensors have none."""
         return _completed(self, origin, corrections=corrections)
@@ -252,6 +277,11 @@ class LoraTucker(Adapter):
         down = kaiming((rank, inputs, *[1] * len(kernel)), generator)
         mid = kaiming((rank, rank, *kernel), generator)
         return cls(torch.zeros(outputs, rank, *[1] * len(kernel)), mid, down, config.alpha)
+
+
+def _times(tensor: Tensor, factor: float) -> Tensor:
+    """Returns the product, computed in float32 or better, in the dtype of the tensor."""
+    return tensor if factor == 1 else (widened(tensor) * factor).to(tensor.dtype)
 
 
 DYLORA_BLOCK_SIZE = 4

@@ -5,6 +5,7 @@ A type is known by its tensors' names; `adapter_config.json` names it too. Sourc
 """
 
 import re
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -214,6 +215,64 @@ def name_in_model(module: str) -> str:
     component = COMPONENTS.match(module)
     name = module if component is None else module[component.end() :]
     return name.removeprefix(WRAPPER)
+
+
+@dataclass(frozen=True)
+class LoraFacts:
+    """What a configuration says of one LoRA."""
+
+    rank: int
+    decomposed: bool = False
+    """Whether it has DoRA's magnitudes."""
+    biased: bool = False
+    """Whether it changes the bias."""
+
+
+def lora_config(modules: Mapping[str, LoraFacts]) -> dict[str, Any]:
+    """Returns the configuration of LoRAs of scale 1.
+
+    The keys have the component of a pipeline before them, as diffusers writes them into a header;
+    none has where the names have none, as in PEFT's own `adapter_config.json`.
+
+    Args:
+        modules: Module name in the file -> what it is.
+    """
+    by_component: dict[str, dict[str, LoraFacts]] = defaultdict(dict)
+    for module, facts in modules.items():
+        component = COMPONENTS.match(module)
+        start = "" if component is None else component.group()
+        by_component[start][name_in_model(module)] = facts
+    return {
+        start + key: value
+        for start, named in by_component.items()
+        for key, value in _config_of(named).items()
+    }
+
+
+def _config_of(named: Mapping[str, LoraFacts]) -> dict[str, Any]:
+    """Returns the configuration of the LoRAs of one model: path -> what it is."""
+    usual = Counter(facts.rank for facts in named.values()).most_common(1)[0][0]
+    ends = {
+        name.split(".", count)[-1] for name in named for count in range(1, name.count(".") + 1)
+    }
+    # A pattern fits the end of a path, and this one is about the whole.
+    ranks = {
+        (f"^{name}" if name in ends else name): facts.rank
+        for name, facts in named.items()
+        if facts.rank != usual
+    }
+    return {
+        "peft_type": "LORA",
+        "r": usual,
+        "lora_alpha": usual,
+        "rank_pattern": ranks,
+        "alpha_pattern": dict(ranks),
+        "target_modules": sorted(named),
+        "use_dora": any(facts.decomposed for facts in named.values()),
+        "use_rslora": False,
+        "lora_bias": any(facts.biased for facts in named.values()),
+        "bias": "none",
+    }
 
 
 def _fits(pattern: str, name: str) -> bool:

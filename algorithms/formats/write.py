@@ -4,13 +4,13 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..adapters import Adapter
-from ..adapters.base import Setting
+from ..adapters.base import Setting, Spelling
 from ..adapters.dora import Dora
 from ..adapters.glora import Glora, GloraOld
 from ..adapters.loha import Loha, LohaTucker
@@ -18,13 +18,10 @@ from ..adapters.lokr import Lokr
 from ..adapters.lora import Lora, LoraTucker
 from ..adapters.tlora import Tlora
 from ..errors import EditingError
+from . import peft
 from .embeddings import embedding_tensors
 from .metadata import PEFT_CONFIG, SETTLED, Settings
 from .parse import COMMON, AdapterSet
-
-Spelling = Literal["kohya", "peft"]
-"""How the tensors of an adapter are named: as sd-scripts and LyCORIS do, or as PEFT does."""
-
 
 def to_tensors(
     adapter_set: AdapterSet, spelling: Spelling = "kohya"
@@ -43,10 +40,16 @@ def to_tensors(
     Raises:
         EditingError: PEFT has no place for a method, or a layer has two adapters of one.
     """
+    strings = dict(adapter_set.metadata.strings)
+    if adapter_set.metadata.config:
+        strings[PEFT_CONFIG] = json.dumps(adapter_set.metadata.config)
+    if spelling == "peft":
+        adapter_set, config = _for_peft(adapter_set)
+        strings[PEFT_CONFIG] = json.dumps(config)
     tensors: dict[str, Tensor] = {}
     for module, adapters in adapter_set.adapters.items():
         for adapter in adapters:
-            for suffix, value in adapter.stored().items():
+            for suffix, value in adapter.stored(spelling).items():
                 tensor = torch.as_tensor(value)
                 key = _common_key(module, suffix) if suffix in COMMON else module + suffix
                 if tensors.setdefault(key, tensor) is tensor:
@@ -58,10 +61,32 @@ def to_tensors(
                     )
                 tensors[module + suffix] = tensor  # another file's, joined to this set
     tensors.update(embedding_tensors(adapter_set.embeddings))
-    strings = dict(adapter_set.metadata.strings)
-    if adapter_set.metadata.config:
-        strings[PEFT_CONFIG] = json.dumps(adapter_set.metadata.config)
     return tensors, strings
+
+
+def _for_peft(adapter_set: AdapterSet) -> tuple[AdapterSet, dict[str, Any]]:
+    """Returns the set as PEFT keeps it, and the configuration that PEFT and diffusers read it by.
+
+    Raises:
+        EditingError: PEFT has no place for a method.
+    """
+    adapters: dict[str, tuple[Adapter, ...]] = {}
+    facts: dict[str, peft.LoraFacts] = {}
+    for module, several in adapter_set.adapters.items():
+        kept = [one.for_peft() for one in several]
+        (adapter, *others) = kept
+        lora = _innermost(adapter) if adapter else None
+        if others or adapter is None or not isinstance(lora, Lora):
+            names = " and ".join(one.label for one in several)
+            raise EditingError(
+                f"{module} is {names}, for which PEFT and diffusers have no place. Convert it to "
+                "LoRA first (Convert Adapter), or save it for another tool."
+            )
+        adapters[module] = (adapter,)
+        facts[module] = peft.LoraFacts(
+            lora.rank, decomposed=adapter is not lora, biased=lora.bias is not None
+        )
+    return replace(adapter_set, adapters=adapters), peft.lora_config(facts)
 
 
 SCALED = (Lora, LoraTucker, Loha, LohaTucker, Lokr, Glora, GloraOld, Tlora)
