@@ -122,7 +122,7 @@ class Part:
         """
         naming = next((one.naming for one in self.dialects if one.name == dialect), None)
         whole = Target(target.weight)
-        if naming != "diffusers" or whole in self.diffusers:
+        if naming != "diffusers":
             return (whole,)
         own = [one for one in self.diffusers if one.weight == target.weight]
         return _row_by_row(own) or (whole,)

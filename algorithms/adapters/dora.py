@@ -23,7 +23,18 @@ from torch import Generator, Tensor
 from ..errors import FormatError, ShapeError, TrainingError
 from ..layers import Layer
 from ..shapes import Float
-from .base import Adapter, Completion, InitialConfig, Origin, Pieces, Role, Setting, Spelling, Work, widened
+from .base import (
+    Adapter,
+    Completion,
+    InitialConfig,
+    Origin,
+    Pieces,
+    Role,
+    Setting,
+    Spelling,
+    Work,
+    widened,
+)
 from .lokr import Lokr
 from .lora import Lora
 
@@ -256,16 +267,17 @@ class Dora(Adapter):
         return replace(self, inner=self.inner.with_tensors(inner), **own)
 
     def stored(self, spelling: Spelling = "kohya") -> dict[str, Tensor | float | tuple[int, ...]]:
-        """Returns what a file holds of the inner adapter and of the magnitudes.
+        """Returns what a file holds of the inner adapter and of the magnitudes."""
+        return self.inner.stored(spelling) | super().stored(spelling)
 
-        PEFT's are written as `dora_scale` beside factors in kohya's spelling: no tool reads both.
-        """
-        own = self
-        if spelling == "kohya" and self.magnitude_vector is not None:
-            ones = [1] * max(self._axes_of_weight - 1, 1)
-            scale = self.magnitude_vector.reshape(-1, *ones)
-            own = replace(self, dora_scale=scale, magnitude_vector=None)
-        return self.inner.stored(spelling) | super(Dora, own).stored(spelling)
+    def for_others(self) -> "Dora":
+        """Returns the same with magnitudes that are read beside `lora_up`, as PEFT's are by no tool."""
+        if self.magnitude_vector is None:
+            return self
+        inner = self.inner.down.ndim if isinstance(self.inner, Lora) else 2
+        ones = [1] * (max(inner, self.magnitude_vector.ndim) - 1)
+        scale = self.magnitude_vector.reshape(-1, *ones)
+        return replace(self, dora_scale=scale, magnitude_vector=None)
 
     def for_peft(self) -> "Dora | None":
         """Returns the same with magnitudes of outputs, or None for those of inputs."""
@@ -276,12 +288,6 @@ class Dora(Adapter):
         vector = self._magnitude.flatten()
         shaped = vector.reshape(1, -1, *ones) if ones else vector
         return Dora(inner, magnitude_vector=shaped)
-
-    @property
-    def _axes_of_weight(self) -> int:
-        """The number of axes of the weight, as far as the tensors tell."""
-        inner = self.inner.down.ndim if isinstance(self.inner, Lora) else 2
-        return max(inner, self._magnitude.ndim)
 
     def unstored(self) -> dict[str, Setting]:
         """Returns the own settings and those of the inner adapter, whose names begin with inner."""

@@ -181,19 +181,14 @@ class Settings:
                 f"{SETTLED_VERSION} is known here. Update Any Adapter."
             )
         methods = said.get("methods")
-        tables = [methods, *methods.values()] if isinstance(methods, dict) else [None]
-        for table in tables[1:]:
-            found = isinstance(table, dict) and (table.get("usual"), table.get("others"))
-            others = found[1] if found else None
-            tables += [*found, *others.values()] if found and isinstance(others, dict) else [None]
-        if not all(isinstance(table, dict) for table in tables):
-            raise FormatError(f"the header's {SETTLED} is damaged. Save or download the file again.")
-        return cls(methods or {})
+        if not isinstance(methods, dict) or not all(map(_is_table, methods.values())):
+            raise FormatError(
+                f"the header's {SETTLED} is damaged. Save or download the file again."
+            )
+        return cls(methods)
 
     @classmethod
-    def gathered(
-        cls, said: Mapping[str, Mapping[str, Mapping[str, Setting]]]
-    ) -> "Settings":
+    def gathered(cls, said: Mapping[str, Mapping[str, Mapping[str, Setting]]]) -> "Settings":
         """Returns settings in short: most layers of a file have the same.
 
         Args:
@@ -216,6 +211,16 @@ class Settings:
         """Returns the settings of an adapter."""
         table = self.methods.get(method, {"usual": {}, "others": {}})
         return table["others"].get(module, table["usual"])
+
+
+def _is_table(found: Any) -> bool:
+    """Whether something read is the settings of a method: the usual ones and those of modules."""
+    others = found.get("others") if isinstance(found, dict) else None
+    every = [found.get("usual"), *others.values()] if isinstance(others, dict) else [None]
+    return all(
+        isinstance(one, dict) and all(isinstance(value, Setting) for value in one.values())
+        for one in every
+    )
 
 
 TOOL_PREFIXES: dict[str, Tool] = {

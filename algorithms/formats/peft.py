@@ -252,9 +252,7 @@ def lora_config(modules: Mapping[str, LoraFacts]) -> dict[str, Any]:
 def _config_of(named: Mapping[str, LoraFacts]) -> dict[str, Any]:
     """Returns the configuration of the LoRAs of one model: path -> what it is."""
     usual = Counter(facts.rank for facts in named.values()).most_common(1)[0][0]
-    ends = {
-        name.split(".", count)[-1] for name in named for count in range(1, name.count(".") + 1)
-    }
+    ends = {name.split(".", count)[-1] for name in named for count in range(1, name.count(".") + 1)}
     # A pattern fits the end of a path, and this one is about the whole.
     ranks = {
         (f"^{name}" if name in ends else name): facts.rank

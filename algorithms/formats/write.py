@@ -23,6 +23,7 @@ from .embeddings import embedding_tensors
 from .metadata import PEFT_CONFIG, SETTLED, Settings
 from .parse import COMMON, AdapterSet
 
+
 def to_tensors(
     adapter_set: AdapterSet, spelling: Spelling = "kohya"
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -100,13 +101,14 @@ def settled(adapter_set: AdapterSet) -> AdapterSet:
 
     What its header alone said is now in the adapters; without a word on it, it would be applied
     again at the next load. Alpha is written out even where it is the rank, as LyCORIS needs it.
-    PEFT's configuration goes where it would scale a second time in diffusers or in PEFT.
+    DoRA's magnitudes get the name that is read beside `lora_up`. PEFT's configuration goes where it
+    would scale a second time in diffusers or in PEFT.
 
     Args:
         adapter_set: The set, after `as_trained`.
     """
     adapters = {
-        module: tuple(_with_alpha(one) for one in several)
+        module: tuple(_spelled_out(one) for one in several)
         for module, several in adapter_set.adapters.items()
     }
     said: dict[str, dict[str, Mapping[str, Setting]]] = defaultdict(dict)
@@ -126,10 +128,10 @@ def _innermost(adapter: Adapter) -> Adapter:
     return adapter.inner if isinstance(adapter, Dora) else adapter
 
 
-def _with_alpha(adapter: Adapter) -> Adapter:
-    """Returns the adapter with the alpha that makes its scale."""
+def _spelled_out(adapter: Adapter) -> Adapter:
+    """Returns the adapter with the alpha that makes its scale, and magnitudes that others read."""
     if isinstance(adapter, Dora):
-        return replace(adapter, inner=_with_alpha(adapter.inner))
+        return replace(adapter.for_others(), inner=_spelled_out(adapter.inner))
     if not isinstance(adapter, SCALED) or adapter.alpha:
         return adapter
     return replace(adapter, alpha=float(adapter.rank or 1))
