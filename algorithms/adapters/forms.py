@@ -48,7 +48,7 @@ class Whole(Form):
 
         In a fraction of the time of a decomposition, and in float64, since it squares the values.
         """
-        matrix = self._matrix.double()
+        matrix = self.matrix.double()
         if matrix.shape[0] > matrix.shape[1]:
             matrix = matrix.T
         values = torch.linalg.eigvalsh(matrix @ matrix.T).flip(0)
@@ -58,11 +58,11 @@ class Whole(Form):
     @property
     def work(self) -> int:
         """That of the Gram matrix and its eigenvalues."""
-        short, long = sorted(self._matrix.shape)
+        short, long = sorted(self.matrix.shape)
         return _work_of_whole(short, long)
 
     @property
-    def _matrix(self) -> Float[Tensor, "O C"]:
+    def matrix(self) -> Float[Tensor, "O C"]:
         """The change as a matrix; what has one axis, as the scale of a norm, is one row."""
         return self.tensor.flatten(1) if self.tensor.ndim > 1 else self.tensor[None]
 
@@ -127,7 +127,7 @@ class Hadamard(Form):
 
     def singular_values(self) -> Float[Tensor, " S"]:
         """Returns those of the product over the pairs of ranks, or of the whole."""
-        return self._smaller().singular_values()
+        return self.smaller().singular_values()
 
     @property
     def work(self) -> int:
@@ -153,7 +153,7 @@ class Hadamard(Form):
     def _pairs(self) -> int:
         return self.first.left.shape[1] * self.second.left.shape[1]
 
-    def _smaller(self) -> Form:
+    def smaller(self) -> Form:
         """Returns the form that takes less work."""
         if 2 * self._pairs < min(self.first.left.shape[0], self.first.right.shape[1]):
             return self.over_pairs()
