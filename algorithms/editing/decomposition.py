@@ -11,7 +11,7 @@ follows from an error, the range grows by blocks as in Yu, Gu and Li 2018, arXiv
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Generator, Tensor
@@ -85,8 +85,9 @@ def decomposed(form: Form, size: Size, seed: str) -> Factors:
         form = form.smaller()
     if isinstance(form, Product):
         (rows, rank), columns = form.left.shape, form.right.shape[1]
-        if 0 < 2 * rank <= min(rows, columns):
+        if 2 * rank <= min(rows, columns):
             return _of_product(form, size, seed)
+        size = replace(size, most=min(size.most or rank, rank))
         return _of_matrix(widened(form.left) @ widened(form.right), size, seed)
     if isinstance(form, Kronecker):
         return _of_kronecker(form, size, seed)
@@ -100,6 +101,8 @@ def _of_product(form: Product, size: Size, seed: str) -> Factors:
     right, lower = torch.linalg.qr(form.right.double().T)
     core = upper @ lower.T
     norm = _finite(float(torch.linalg.vector_norm(core)), seed)
+    if norm == 0:
+        return _nothing(form.left, form.right)
     inner, values, outer = torch.linalg.svd(core)
     found = _Directions(left @ inner, values, outer @ right.T)
     count = size.needed(values)
@@ -107,9 +110,16 @@ def _of_product(form: Product, size: Size, seed: str) -> Factors:
     error = float(torch.linalg.vector_norm(values[count:]))
     if error**2 < CANCELS * norm**2:
         # Nearly exact: the rounding of the factors counts too.
-        rounded = Product(torch.cat([form.left, -up], 1), torch.cat([form.right, down]))
-        error = rounded.norm()
+        error = _norm_by_triangles(
+            torch.cat([form.left, -up], 1).double(), torch.cat([form.right, down]).double()
+        )
     return Factors(up, down, error, norm)
+
+
+def _norm_by_triangles(left: Float[Tensor, "O R"], right: Float[Tensor, "R C"]) -> float:
+    """Returns the norm of left @ right, also where its terms nearly cancel."""
+    upper, lower = (torch.linalg.qr(one, mode="r")[1] for one in (left, right.T))
+    return float(torch.linalg.vector_norm(upper @ lower.T))
 
 
 def _of_kronecker(form: Kronecker, size: Size, seed: str) -> Factors:
@@ -117,6 +127,8 @@ def _of_kronecker(form: Kronecker, size: Size, seed: str) -> Factors:
     generator = _generator(seed)
     left, right = widened(form.left), widened(form.right)
     norm = _finite(_norm(left) * _norm(right), seed)
+    if norm == 0:
+        return _nothing(torch.kron(left[:, :1], right[:, :1]), torch.kron(left[:1], right[:1]))
     wanted = None if size.rank is None else min(size.rank, size.most or size.rank)
     one, other = (_leading(side, wanted, generator) for side in (left, right))
     values, order = torch.outer(one.values, other.values).flatten().sort(descending=True)
@@ -142,8 +154,7 @@ def _of_matrix(matrix: Float[Tensor, "O C"], size: Size, seed: str) -> Factors:
     """Decomposes a matrix along its leading directions."""
     norm = _finite(_norm(matrix), seed)
     if norm == 0:
-        rows, columns = matrix.shape
-        return Factors(matrix.new_zeros(rows, 1), matrix.new_zeros(1, columns), 0.0, 0.0)
+        return _nothing(matrix, matrix)
     generator = _generator(seed)
     if size.rank is not None:
         wanted = min(size.rank, size.most or size.rank)
@@ -265,6 +276,12 @@ def _projected(basis: Float[Tensor, "O S"] | None, rest: Float[Tensor, "S C"]) -
     inner, right = inner[:, order], right[order]
     right = right / torch.where(values > 0, values, torch.ones_like(values))[:, None]
     return _Directions(inner if basis is None else basis @ inner, values, right)
+
+
+def _nothing(rows: Float[Tensor, "O ..."], columns: Float[Tensor, "... C"]) -> Factors:
+    """Returns one rank of zeros with as many rows and columns."""
+    up, down = rows.new_zeros(rows.shape[0], 1), columns.new_zeros(1, columns.shape[-1])
+    return Factors(widened(up), widened(down), 0.0, 0.0)
 
 
 def _norm(matrix: Float[Tensor, "O C"]) -> float:
