@@ -163,10 +163,8 @@ def _of_matrix(matrix: Float[Tensor, "O C"], size: Size, seed: str) -> Factors:
         found = _sufficient(matrix, size, norm, generator)
     count = size.needed(found.values, norm)
     up, down = found.factors(count)
-    rest = norm**2 - float(found.values[:count].double().square().sum())
-    if rest < CANCELS * norm**2:
-        rest = _squared_difference(matrix, up, down)
-    return Factors(up, down, rest**0.5, norm)
+    kept = float(found.values[:count].double().square().sum())
+    return Factors(up, down, projection_error(matrix, up, down, norm, kept), norm)
 
 
 def _leading(matrix: Float[Tensor, "O C"], wanted: int | None, generator: Generator) -> _Directions:
@@ -290,16 +288,33 @@ def _norm(matrix: Float[Tensor, "O C"]) -> float:
     return math.hypot(*(float(rows.double().norm()) for rows in matrix.split(step)), 0.0)
 
 
-def _squared_difference(
-    matrix: Float[Tensor, "O C"], up: Float[Tensor, "O R"], down: Float[Tensor, "R C"]
+def projection_error(
+    matrix: Float[Tensor, "O C"],
+    up: Float[Tensor, "O R"],
+    down: Float[Tensor, "R C"],
+    norm: float,
+    kept: float,
 ) -> float:
-    """Returns the squared norm of matrix - up @ down, some rows each, in float64."""
+    """Returns the norm of matrix - up @ down, where the product is a projection of the matrix.
+
+    By Pythagoras, or where that cancels by the difference, some rows each, in float64.
+
+    Args:
+        matrix: The matrix.
+        up: First factor.
+        down: Second factor.
+        norm: Norm of the matrix.
+        kept: Squared norm of the product.
+    """
+    rest = norm**2 - kept
+    if rest >= CANCELS * norm**2:
+        return rest**0.5
     step = max(4 * CHUNK // max(matrix.shape[1], 1), 1)
     wide = down.double()
     total = 0.0
     for rows, ups in zip(matrix.split(step), up.split(step), strict=True):
         total += float((rows.double() - ups.double() @ wide).square_().sum())
-    return total
+    return total**0.5
 
 
 def _finite(norm: float, seed: str) -> float:
