@@ -19,12 +19,13 @@ from ..algorithms.inspection_report import Findings, inspection_report
 from ..algorithms.keymap import KeyMap
 from . import drawing
 from .adapting import CLIP, MODEL, key_maps_of
-from .host.bases import base_of, module_of
+from .host.bases import base_of
 from .host.bindings import binding_of
 from .host.blocks import placed_file
 from .host.files import adapter_names, adapter_path, adapter_state, load_adapter
 from .host.images import as_image
 from .host.messages import ReadingBar, show_text
+from .host.weights import read_weights
 
 SECTIONS = {"model": "Diffusion model", "clip": "Text encoders"}
 PARTS_ORDER = ("img", "txt", "attn1", "attn2", "attn", "linear1", "linear2", "mlp", "conv", "norm")
@@ -110,9 +111,9 @@ def look_at(adapter: str, model: Any, clip: Any) -> Seen:
     bindings, misfits = _bindings(adapter_set, key_maps)
     blocks = placed_file(adapter_set, key_maps.get(MODEL), key_maps.get(CLIP), bindings.values())
     parts = {MODEL: model, CLIP: clip}
-    roots = {name: module_of(parts[name]) for name in bindings}
+    weights = {name: read_weights(parts[name]) for name in bindings}
     reads = {
-        (item.module, id(item.adapter)): partial(base_of, roots[name], item)
+        (item.module, id(item.adapter)): partial(base_of, weights[name], item)
         for name, binding in bindings.items()
         for item in binding.bound
     }

@@ -2,12 +2,10 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ...algorithms.binding import Bound
-from ...algorithms.errors import UnsupportedLayerError
-from .layers import layer_of
+from .weights import Weights
 
 
 def module_of(part: Any) -> nn.Module:
@@ -16,23 +14,15 @@ def module_of(part: Any) -> nn.Module:
     return part.model if module is None else module
 
 
-def base_of(root: nn.Module, item: Bound) -> tuple[Tensor | None, Tensor | None]:
-    """Returns weight and bias that an adapter changes, on the CPU in float32.
+def base_of(weights: Weights, item: Bound) -> tuple[Tensor | None, Tensor | None]:
+    """Returns weight and bias that an adapter changes, on the CPU in float32, its rows of them.
 
     No weight where its numbers cannot be had: it is quantised in a way that is unknown here.
     """
-    owner = root.get_submodule(item.target.module)
-    layer = layer_of(owner) if item.target.parameter == "weight" else None
-    like = torch.empty(0)
-    if layer is None:
-        weight = getattr(owner, item.target.parameter)
-        if type(weight) not in (Tensor, nn.Parameter) or not weight.is_floating_point():
-            return None, None
-        weight = weight.detach().to(like)
-        return (weight if item.target.rows is None else item.target.rows.take(weight)), None
-    if item.target.rows is not None:
-        layer = layer.narrowed(item.target.rows)
-    try:
-        return layer.weight(like), layer.bias(like)
-    except UnsupportedLayerError:
-        return None, None
+    target = item.target
+    weight = weights.read(target.weight)
+    bias = weights.read(target.bias) if target.parameter == "weight" else None
+    if target.rows is not None:
+        weight = None if weight is None else target.rows.take(weight)
+        bias = None if bias is None else target.rows.take(bias)
+    return weight, bias

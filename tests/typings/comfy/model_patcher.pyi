@@ -9,6 +9,11 @@ from .patcher_extension import PatcherInjection
 class ModelPatcher:
     model: nn.Module
     patches: dict[str, list[tuple[float, Any, float, Any, Any]]]
+    backup: dict[str, Any]
+    hook_backup: dict[str, Any]
+    object_patches: dict[str, Any]
+    object_patches_backup: dict[str, Any]
+    weight_wrapper_patches: dict[str, list[Callable[..., Any]]]
     is_injected: bool
     patches_uuid: object
     current_hooks: object
