@@ -4,6 +4,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .conditioning import AdapterForConditioning
 from .datasets import ImageFolder, ImagesAndCaptions, LatentsAndConditionings
+from .extracting import ExtractAdapter
 from .inspecting import InspectAdapter
 from .loading import LoadAdapter
 from .routes import register_routes
@@ -25,6 +26,7 @@ NODES: list[type[io.ComfyNode]] = [
     AdapterSchedule,
     AdapterForConditioning,
     InspectAdapter,
+    ExtractAdapter,
     BlockSweep,
     LabelGrid,
     ImageFolder,

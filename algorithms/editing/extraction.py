@@ -11,9 +11,10 @@ What is not a matrix (norms, biases) is kept as it is. A matrix or kernel become
 On disk: down has the kernel and up is 1x1, as sd-scripts' and LyCORIS' own extraction writes it.
 """
 
+import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 import torch
@@ -36,8 +37,18 @@ from .kronecker import nearest_kronecker
 from .size import Size
 
 Method = Literal["LoRA", "DoRA", "LoKr", "(IA)^3", "full"]
+METHODS: tuple[Method, ...] = ("LoRA", "DoRA", "LoKr", "(IA)^3", "full")
 PRECISIONS = (torch.float16, torch.bfloat16)
 """In which models are kept; what rounding to one of them alone changes is no difference."""
+EXTRACTION = "anyadapter.extraction"
+"""Key of what was asked for, as JSON."""
+ARGUMENTS: Mapping[str, Mapping[str, str]] = {
+    "DoRA": {"algo": "locon", "dora_wd": "True", "wd_on_output": "True"},
+    "LoKr": {"algo": "lokr", "full_matrix": "True"},
+    "(IA)^3": {"algo": "ia3"},
+    "full": {"algo": "full"},
+}
+"""LyCORIS' network arguments of what is none of sd-scripts' methods."""
 TURNS = 10
 """Of the search for the rows of a DoRA, at most."""
 GAIN = 0.9
@@ -70,6 +81,34 @@ class Extraction:
             raise EditingError(f"The factor is {self.factor}, and must be -1 or at least 1.")
         if not 0 <= self.minimum < 1:
             raise EditingError(f"The minimum is {self.minimum}, and must be from 0 up to below 1.")
+
+    def header(self, base_model_version: str) -> dict[str, str]:
+        """Returns the metadata of a file that holds what was made.
+
+        sd-scripts' keys, so that other tools know what it is; as there, a rank that differs from
+        layer to layer is `Dynamic`.
+
+        Args:
+            base_model_version: What sd-scripts calls the family of the models.
+        """
+        low_rank = self.method in ("LoRA", "DoRA")
+        rank = str(self.linear.rank or "Dynamic") if low_rank else "Dynamic"
+        arguments = dict(ARGUMENTS.get(self.method, {}))
+        if arguments and self.norms_and_biases:
+            arguments["train_norm"] = "True"
+        if self.method == "LoKr":
+            arguments["factor"] = str(self.factor)
+        if low_rank and self.conv is not None and self.conv.rank is not None:
+            arguments |= {"conv_dim": str(self.conv.rank), "conv_alpha": str(self.conv.rank)}
+        return {
+            "ss_base_model_version": base_model_version,
+            "ss_network_module": "lycoris.kohya" if self.method in ARGUMENTS else "networks.lora",
+            "ss_network_dim": rank,
+            "ss_network_alpha": rank,
+            "ss_network_args": json.dumps(arguments),
+            "software": "Any Adapter",
+            EXTRACTION: json.dumps(asdict(self)),
+        }
 
     def size(self, shape: tuple[int, ...]) -> Size:
         """Returns the size of a low-rank copy of a weight of `shape`."""
@@ -136,8 +175,11 @@ def extracted(
     if base.ndim < 2 or wish.method == "full":
         if change is None and shift is None:
             return Extracted((), norm, lost)
-        whole = Diff if base.ndim > 1 else Norm
-        return Extracted((whole(change, shift),), norm, lost)
+        if base.ndim > 1:
+            return Extracted((Diff(change, shift),), norm, lost)
+        # ComfyUI and LyCORIS look at b_norm only where there is a w_norm.
+        scale = torch.zeros_like(widened(base)) if change is None else change
+        return Extracted((Norm(scale, shift),), norm, lost)
     adapters: list[Adapter] = []
     if change is not None:
         made = _MAKERS[wish.method](widened(base), widened(tuned), wish, seed)

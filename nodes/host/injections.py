@@ -119,6 +119,11 @@ def add_hooks(
             patcher.add_callback_with_key(getattr(CallbacksMP, event), KEY, _mark_as_not_injected)
 
 
+def is_hooked(patcher: ModelPatcher) -> bool:
+    """Whether adapters hang on `patcher` by hooks, which its weights do not show."""
+    return patcher.get_attachment(KEY) is not None
+
+
 def inject(patcher: ModelPatcher) -> None:
     """Puts a dispatcher on every module that the bank names; called by the host.
 

@@ -1,5 +1,6 @@
 """Text and progress on a node in the page."""
 
+import comfy.model_management
 from comfy.utils import ProgressBar
 from server import PromptServer
 
@@ -24,3 +25,22 @@ class ReadingBar:
             return
         self._bar = self._bar or ProgressBar(total)
         self._bar.update_absolute(done)
+
+
+class LayersBar:
+    """A bar on the running node that goes layer by layer, between which the user can stop it."""
+
+    def __init__(self, total: int) -> None:
+        """Begins at nothing of `total` layers."""
+        self._bar = ProgressBar(total)
+        self._done = 0
+
+    def step(self) -> None:
+        """Shows one more layer as done.
+
+        Raises:
+            InterruptProcessingException: The user has stopped the run; the host takes it from there.
+        """
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        self._done += 1
+        self._bar.update_absolute(self._done)

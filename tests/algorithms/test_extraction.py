@@ -214,6 +214,18 @@ def test_norms_and_biases_are_kept_as_they_are(method: Method) -> None:
     assert alone.diff is None
 
 
+def test_a_norm_that_is_only_shifted_has_a_scale_of_nothing() -> None:
+    """Other loaders left the shift out where there was no scale."""
+    base, bias = base_of((9,)), base_of((9,)) * 2
+    (norm,) = extracted(base, base.clone(), EVERY_RANK, "norm", bias, bias * 2).adapters
+    assert isinstance(norm, Norm)
+    assert norm.w_norm is not None
+    assert not norm.w_norm.any()
+    (norm,) = extracted(base, base * 2, EVERY_RANK, "norm", bias, bias.clone()).adapters
+    assert isinstance(norm, Norm)
+    assert norm.b_norm is None
+
+
 def test_norms_and_biases_can_be_left_out() -> None:
     wish = Extraction(Size(rank=2), norms_and_biases=False)
     base, bias = base_of((9,)), base_of((9,)) * 2

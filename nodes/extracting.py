@@ -1,0 +1,389 @@
+"""Extract Adapter: the difference between two models, as an adapter of one of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..algorithms.adapters import Adapter
+from ..algorithms.editing.accuracy import Accuracy
+from ..algorithms.editing.extraction import (
+    METHODS,
+    Extracted,
+    Extraction,
+    Method,
+    extracted,
+    extracted_parameter,
+)
+from ..algorithms.editing.pairing import Pairing, Shared, paired
+from ..algorithms.editing.size import Size
+from ..algorithms.errors import EditingError, TrainingError, counted, listed
+from ..algorithms.families import detect, sizes_of
+from ..algorithms.formats.metadata import AdapterMetadata
+from ..algorithms.formats.parse import AdapterSet
+from ..algorithms.keymap import KeyMap
+from ..algorithms.training.run_metadata import naming_of
+from .adapting import CLIP, MODEL, key_maps_of
+from .host.injections import is_hooked
+from .host.messages import LayersBar, show_text
+from .host.prediction import sampling_of
+from .host.weights import Weights
+from .schema import advanced
+from .sockets import AdapterSocket
+
+RANK = "rank"
+ENERGY = "kept energy"
+ERROR = "error"
+LARGEST_RANK = 8192
+SOURCE = "the extracted adapter"
+
+
+class ExtractAdapter(io.ComfyNode):
+    """Makes an adapter that turns one model into another."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Returns inputs and outputs; widgets are only ever appended."""
+        return io.Schema(
+            node_id="AnyAdapterExtract",
+            display_name="Extract Adapter",
+            category="Any Adapter",
+            description=(
+                "Makes an adapter of the difference between two models: put on the base, it makes "
+                "the tuned one of it. For a LoRA of a fine-tuned or merged checkpoint."
+            ),
+            inputs=[
+                io.Model.Input(
+                    "model_tuned",
+                    optional=True,
+                    tooltip="The diffusion model that the adapter should lead to. Patches of other "
+                    "nodes on it count.",
+                ),
+                io.Model.Input(
+                    "model_base",
+                    optional=True,
+                    tooltip="The diffusion model that the adapter will be used with.",
+                ),
+                io.Clip.Input(
+                    "clip_tuned",
+                    optional=True,
+                    tooltip="The text encoders that the adapter should lead to. Leave both out if "
+                    "they were not trained.",
+                ),
+                io.Clip.Input(
+                    "clip_base",
+                    optional=True,
+                    tooltip="The text encoders that the adapter will be used with.",
+                ),
+                io.Combo.Input(
+                    "method",
+                    options=list(METHODS),
+                    default="LoRA",
+                    tooltip="LoRA is what every tool reads. DoRA keeps the length of each row apart, "
+                    "which costs little and keeps more. LoKr is the nearest Kronecker product, (IA)^3 "
+                    "the nearest factors of rows or columns: both small and coarse. full keeps the "
+                    "whole difference.",
+                ),
+                io.Combo.Input(
+                    "size",
+                    options=[RANK, ENERGY, ERROR],
+                    default=RANK,
+                    tooltip="Of LoRA and DoRA: the same rank in every layer, or in each layer as many "
+                    "ranks as it takes to keep a share of its change, or to stay below an error.",
+                ),
+                io.Int.Input(
+                    "rank",
+                    default=32,
+                    min=1,
+                    max=LARGEST_RANK,
+                    tooltip="With size rank: of every layer, as far as it has so many.",
+                ),
+                io.Float.Input(
+                    "kept_energy",
+                    default=0.9,
+                    min=0.01,
+                    max=1.0,
+                    step=0.001,
+                    tooltip="With size kept energy: share of the squared change of each layer that is "
+                    "kept at least.",
+                ),
+                io.Float.Input(
+                    "error",
+                    default=0.1,
+                    min=0.0,
+                    max=0.99,
+                    step=0.001,
+                    tooltip="With size error: share of the change of each layer that may be missing "
+                    "at most.",
+                ),
+                io.Boolean.Input(
+                    "norms_and_biases",
+                    default=True,
+                    tooltip="Whether changes of norms, biases and other small tensors are kept too, "
+                    "exactly. Most loaders apply them.",
+                ),
+                advanced(
+                    io.Int.Input(
+                        "largest_rank",
+                        default=0,
+                        min=0,
+                        max=LARGEST_RANK,
+                        tooltip="With the other sizes: no layer gets more ranks than this. 0 sets no "
+                        "bound.",
+                    )
+                ),
+                advanced(
+                    io.Int.Input(
+                        "conv_rank",
+                        default=0,
+                        min=0,
+                        max=LARGEST_RANK,
+                        tooltip="Rank of convolutions with kernels larger than 1x1. 0 gives them the "
+                        "size of the other layers.",
+                    )
+                ),
+                advanced(
+                    io.Int.Input(
+                        "factor",
+                        default=-1,
+                        min=-1,
+                        max=LARGEST_RANK,
+                        tooltip="Of LoKr, as in LyCORIS: how many parts a side of the weight is cut "
+                        "into. -1 makes both sides about equal, which is smallest; a small number "
+                        "keeps more.",
+                    )
+                ),
+                advanced(
+                    io.Float.Input(
+                        "minimum",
+                        default=0.0,
+                        min=0.0,
+                        max=0.99,
+                        step=0.0001,
+                        round=0.0001,
+                        tooltip="A layer that differs by no more than this share of its weight is left "
+                        "out. What was only rounded to another precision is left out anyway.",
+                    )
+                ),
+            ],
+            outputs=[
+                AdapterSocket.Output(
+                    display_name="adapter",
+                    tooltip="For Save Adapter, for Load Adapter, or to go on with.",
+                ),
+                io.String.Output(
+                    display_name="report",
+                    tooltip="How much of the difference it holds, and what was left out.",
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        method: Method,
+        size: str,
+        rank: int,
+        kept_energy: float,
+        error: float,
+        norms_and_biases: bool = True,
+        largest_rank: int = 0,
+        conv_rank: int = 0,
+        factor: int = -1,
+        minimum: float = 0.0,
+        model_tuned: Any = None,
+        model_base: Any = None,
+        clip_tuned: Any = None,
+        clip_base: Any = None,
+    ) -> io.NodeOutput:
+        """Returns the adapter, with a report on the node."""
+        wish = Extraction(
+            linear=_size(size, rank, kept_energy, error, largest_rank),
+            method=method,
+            conv=Size(rank=conv_rank) if conv_rank else None,
+            factor=factor or -1,
+            minimum=minimum,
+            norms_and_biases=norms_and_biases,
+        )
+        found = extract(wish, (model_tuned, model_base), (clip_tuned, clip_base))
+        show_text(cls.hidden.unique_id, found.report)
+        return io.NodeOutput(found.adapter_set, found.report, ui={"text": [found.report]})
+
+
+@dataclass(frozen=True, eq=False)
+class Extract:
+    """An adapter of the difference between models, and what the user is told."""
+
+    adapter_set: AdapterSet
+    report: str
+
+
+@dataclass(frozen=True, eq=False)
+class _Pair:
+    """Two diffusion models, or the text encoders of two models."""
+
+    part: str
+    tuned: Weights
+    base: Weights
+    pairing: Pairing
+
+
+def extract(wish: Extraction, models: tuple[Any, Any], clips: tuple[Any, Any]) -> Extract:
+    """Makes an adapter of the difference between models, one layer at a time.
+
+    Args:
+        wish: What is made.
+        models: The tuned MODEL and the base; None for what is not connected.
+        clips: The same of CLIP.
+
+    Raises:
+        EditingError: Half of a pair is missing, or both; the models share nothing, or do not
+            differ; a weight is not finite.
+    """
+    sides = {MODEL: models, CLIP: clips}
+    for part, (tuned, base) in sides.items():
+        if (tuned is None) != (base is None):
+            raise EditingError(
+                f"Of the {part} only one is connected: the difference takes a tuned one and a base."
+            )
+    key_maps = key_maps_of(models[1], clips[1])
+    if not key_maps:
+        raise EditingError("There is nothing to compare: connect a tuned model and its base.")
+    pairs = [_pair(part, *sides[part], key_map) for part, key_map in key_maps.items()]
+    adapters: dict[str, tuple[Adapter, ...]] = {}
+    accuracy = Accuracy()
+    notes = [note for pair in pairs for note in _strangers(pair)]
+    notes += [
+        f"Adapters hang on the {which} {part} by hooks, which its weights do not show: they do not "
+        "count. Bake into Model makes weights of them."
+        for part, connected in sides.items()
+        for which, one in zip(("tuned", "base"), connected, strict=True)
+        if one is not None and is_hooked(getattr(one, "patcher", one))
+    ]
+    bar = LayersBar(sum(len(pair.pairing.shared) for pair in pairs))
+    for pair in pairs:
+        unreadable: list[str] = []
+        for layer in pair.pairing.shared:
+            made = _of_layer(pair, layer, wish)
+            if made is None:
+                unreadable.append(layer.name)
+            elif made.norm:
+                accuracy.add(layer.name, made.norm, made.error)
+                if made.adapters:
+                    adapters[layer.name] = made.adapters
+            bar.step()
+        if unreadable:
+            notes.append(
+                f"Left out of the {pair.part}, as the numbers of these layers cannot be had (they are "
+                f"quantised in a way that is unknown here): {listed(unreadable)}."
+            )
+    if not adapters:
+        raise EditingError(" ".join(["There is no difference to make an adapter of.", *notes]))
+    header = wish.header(_base_model_version(key_maps, models[1]))
+    adapter_set = AdapterSet(SOURCE, adapters, AdapterMetadata(header))
+    return Extract(adapter_set, _report(wish, adapter_set, pairs, accuracy, notes))
+
+
+def _size(kind: str, rank: int, energy: float, error: float, largest: int) -> Size:
+    """Returns the size that the widgets mean."""
+    if kind == RANK:
+        return Size(rank=rank)
+    most = largest or None
+    return Size(energy=energy, most=most) if kind == ENERGY else Size(error=error, most=most)
+
+
+def _pair(part: str, tuned: Any, base: Any, key_map: KeyMap) -> _Pair:
+    """Returns what two models share.
+
+    Raises:
+        EditingError: They share nothing.
+    """
+    # Patches of the pack are part of what a model is, too: both are read as they stand.
+    there, here = (
+        Weights(getattr(one, "patcher", one), with_adapters=True) for one in (tuned, base)
+    )
+    shapes = [{key: one.shape(key) for key in one.keys} for one in (here, there)]
+    pairing = paired(*shapes, key_map)
+    if not any(layer.is_weight for layer in pairing.shared):
+        raise EditingError(
+            f"The two {part}s share no layer: they are of different kinds. Connect a model and the "
+            "one that it was trained from."
+        )
+    return _Pair(part, there, here, pairing)
+
+
+def _of_layer(pair: _Pair, layer: Shared, wish: Extraction) -> Extracted | None:
+    """Returns what a layer becomes; None where its numbers cannot be had."""
+    base, tuned = pair.base.read(layer.key), pair.tuned.read(layer.key)
+    if base is None or tuned is None:
+        return None
+    if not layer.is_weight:
+        return extracted_parameter(base, tuned, wish, layer.name)
+    biases = (None, None)
+    if layer.bias is not None:
+        biases = (pair.base.read(layer.bias), pair.tuned.read(layer.bias))
+    return extracted(base, tuned, wish, layer.name, *biases)
+
+
+def _strangers(pair: _Pair) -> Iterator[str]:
+    """Says what of two models cannot be compared, or not be kept."""
+    pairing = pair.pairing
+    if pairing.alone:
+        yield f"Only one of both {pair.part}s has {listed(pairing.alone, 3)}: left out."
+    if pairing.misfits:
+        yield f"The shapes differ, so that these are left out: {listed(pairing.misfits, 3)}."
+    lost = [key for key in pairing.nameless if _differ(pair, key)]
+    if lost:
+        yield f"Differs, but no adapter can hold it: {listed(lost, 3)}."
+
+
+def _differ(pair: _Pair, key: str) -> bool:
+    base, tuned = pair.base.read(key), pair.tuned.read(key)
+    return base is not None and tuned is not None and not base.equal(tuned)
+
+
+def _base_model_version(key_maps: Mapping[str, KeyMap], model: Any) -> str:
+    """Returns what sd-scripts calls the family of the models."""
+    sizes = {key: axes for one in key_maps.values() for key, axes in sizes_of(one.shapes).items()}
+    try:
+        kind = "eps" if model is None else sampling_of(model).kind
+    except TrainingError:
+        kind = "eps"  # it is told apart for SD 2 alone, of which both kinds are known
+    return naming_of(detect(sizes), kind).base_model_version
+
+
+def _report(
+    wish: Extraction,
+    adapter_set: AdapterSet,
+    pairs: list[_Pair],
+    accuracy: Accuracy,
+    notes: list[str],
+) -> str:
+    """Returns what the user is told."""
+    shared = sum(len(pair.pairing.shared) for pair in pairs)
+    made = [adapter for several in adapter_set.adapters.values() for adapter in several]
+    methods = Counter(adapter.label for adapter in made)
+    size = sum(
+        tensor.numel() * tensor.element_size()
+        for adapter in made
+        for tensor in adapter.tensors().values()
+    )
+    lines = [
+        f"{wish.method} of {counted(len(adapter_set.adapters), 'layer')} of {shared}, from the "
+        f"{' and the '.join(pair.part for pair in pairs)}; {size / 2**20:.1f} MB.",
+        f"Made: {', '.join(f'{count} x {label}' for label, count in methods.items())}.",
+        accuracy.sentence(),
+    ]
+    ranks = sorted(adapter.rank for adapter in made if adapter.rank is not None)
+    if ranks and ranks[0] != ranks[-1]:
+        lines.append(
+            f"Ranks from {ranks[0]} to {ranks[-1]}, half of them up to {ranks[len(ranks) // 2]}."
+        )
+    if not wish.norms_and_biases:
+        lines.append("Norms and biases were not looked at.")
+    return "\n".join([*lines, *notes])
