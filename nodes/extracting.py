@@ -307,14 +307,17 @@ def _pair(part: str, tuned: Any, base: Any, key_map: KeyMap) -> _Pair:
     there, here = (
         Weights(getattr(one, "patcher", one), with_adapters=True) for one in (tuned, base)
     )
-    shapes = [{key: one.shape(key) for key in one.keys} for one in (here, there)]
-    pairing = paired(*shapes, key_map)
+    pairing = paired(_shapes(here), _shapes(there), key_map)
     if not any(layer.is_weight for layer in pairing.shared):
         raise EditingError(
             f"The two {part}s share no layer: they are of different kinds. Connect a model and the "
             "one that it was trained from."
         )
     return _Pair(part, there, here, pairing)
+
+
+def _shapes(weights: Weights) -> dict[str, tuple[int, ...]]:
+    return {key: weights.shape(key) for key in weights.keys}
 
 
 def _of_layer(pair: _Pair, layer: Shared, wish: Extraction) -> Extracted | None:
