@@ -8,40 +8,47 @@
 A run owns its name from its beginning: whoever makes the folder `cat-state` first has it.
 """
 
-import errno
-import glob
 import hashlib
-import itertools
-import re
-import shutil
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import folder_paths
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, uint8
 
-from ...algorithms.errors import TrainingError
-from ...algorithms.formats.write import apart
-from .files import FOLDER
-from .whole_files import replacing
+from ...algorithms.errors import StorageError, TrainingError
+from . import saved_files
+from .saved_files import (
+    STATE_FOLDER,
+    adapter_file,
+    is_taken,
+    list_anew,
+    lora_folder,
+    numbered,
+    write_over,
+)
 
-ENDING = ".safetensors"
-STATE_FOLDER = "-state"
 STATE_FILE = "resume.state"
 STATE_VERSION = "anyadapter training state 1"
-HEADER_BYTES = 2**20
-"""More than the header of an adapter takes."""
 
-FORBIDDEN = re.compile(r'[<>:"|?*\x00-\x1f]')
-"""Characters that no name has on Windows, whose folders are shared with other systems."""
-DEVICES = re.compile(r"(?:con|prn|aux|nul|com\d|lpt\d)(?:\..*)?", re.IGNORECASE)
-"""Names that mean a device there."""
-LONGEST = 120
-"""Characters of a part of a name: with number, step and ending it is still a name everywhere."""
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+@contextmanager
+def _of_training(advice: str = "") -> Generator[None]:
+    """Makes errors of saving those of a training.
+
+    Args:
+        advice: What to do when the cause is removed.
+
+    Raises:
+        TrainingError: Something cannot be saved.
+    """
+    try:
+        yield
+    except StorageError as error:
+        raise TrainingError(f"{error}{advice}") from error
+
+
+GO_ON = " Then go on from the last state that was written."
 
 
 def checked_name(name: str) -> str:
@@ -50,34 +57,8 @@ def checked_name(name: str) -> str:
     Raises:
         TrainingError: It leads out of the LoRA folder, or is no name on some system.
     """
-    parts = [part.strip() for part in name.strip().replace("\\", "/").split("/")]
-    parts[-1] = parts[-1].removesuffix(ENDING)
-    for part in parts:
-        why = _why_not(part)
-        if why:
-            raise TrainingError(
-                f'"{name}" cannot be the name of an adapter: {why}. Write a name, with folders before '
-                "it if you like: styles/cat."
-            )
-    return "/".join(parts)
-
-
-def _why_not(part: str) -> str:
-    """Returns why a part of a name is refused; empty if it is not."""
-    if not part:
-        return "a part of it is empty"
-    if part[0] == ".":
-        return "a part of it begins with a dot"
-    if part[-1] == ".":
-        return "a part of it ends with a dot"
-    if len(part) > LONGEST:
-        return f"a part of it has more than {LONGEST} characters"
-    found = FORBIDDEN.search(part)
-    if found:
-        return f"no name has {found[0]!r} on Windows"
-    if DEVICES.fullmatch(part):
-        return f"{part} is a device on Windows"
-    return ""
+    with _of_training():
+        return saved_files.checked_name(name)
 
 
 def free_name(name: str) -> str:
@@ -92,13 +73,7 @@ def free_name(name: str) -> str:
         TrainingError: It cannot be a name, or nothing can be written there.
     """
     names = numbered(checked_name(name))
-    return next(free for free in names if not _is_taken(free) and _claimed(free))
-
-
-def numbered(name: str) -> Iterator[str]:
-    """Returns a name, and without end the same with a number, for whoever looks for a free one."""
-    yield name
-    yield from (f"{name}_{number}" for number in itertools.count(2))
+    return next(free for free in names if not is_taken(free) and _claimed(free))
 
 
 def _claimed(name: str) -> bool:
@@ -142,7 +117,8 @@ def output_path(name: str) -> Path:
     Raises:
         TrainingError: The host has no LoRA folder.
     """
-    return _folder() / f"{name}{ENDING}"
+    with _of_training():
+        return adapter_file(name)
 
 
 def state_folder(name: str) -> Path:
@@ -151,7 +127,8 @@ def state_folder(name: str) -> Path:
     Raises:
         TrainingError: The host has no LoRA folder.
     """
-    return _folder() / f"{name}{STATE_FOLDER}"
+    with _of_training():
+        return lora_folder() / f"{name}{STATE_FOLDER}"
 
 
 def write_adapter(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -160,9 +137,9 @@ def write_adapter(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     Raises:
         TrainingError: It cannot be written, for want of space for example; an old one is still there.
     """
-    _write(path, tensors, {"format": "pt", **metadata})
-    # The host looks at the times of folders, which some disks keep in steps of two seconds.
-    folder_paths.filename_list_cache.pop(FOLDER, None)
+    with _of_training(GO_ON):
+        write_over(path, tensors, {"format": "pt", **metadata})
+    list_anew()
 
 
 def write_state(name: str, tensors: Mapping[str, Tensor], text: str) -> None:
@@ -177,7 +154,9 @@ def write_state(name: str, tensors: Mapping[str, Tensor], text: str) -> None:
         TrainingError: It cannot be written; the old one is still there.
     """
     header = {"version": STATE_VERSION, "state": text, "sha256": _digest(tensors, text)}
-    _write(state_folder(name) / STATE_FILE, tensors, header)
+    path = state_folder(name) / STATE_FILE
+    with _of_training(GO_ON):
+        write_over(path, tensors, header)
 
 
 def read_state(name: str) -> tuple[dict[str, Tensor], str]:
@@ -218,58 +197,6 @@ def state_time(name: str) -> float | None:
         return (state_folder(checked_name(name)) / STATE_FILE).stat().st_mtime
     except (OSError, TrainingError):
         return None
-
-
-def _folder() -> Path:
-    folders = folder_paths.get_folder_paths(FOLDER)
-    if not folders:
-        raise TrainingError("ComfyUI has no folder for LoRA files, so that nothing can be saved.")
-    return Path(folders[0])
-
-
-def _is_taken(name: str) -> bool:
-    """Whether there is an adapter of a name, or one after some steps, in any of the LoRA folders."""
-    checkpoints = f"{glob.escape(name)}-step*{ENDING}"
-    folders = map(Path, folder_paths.get_folder_paths(FOLDER))
-    return any(
-        (folder / f"{name}{ENDING}").exists() or any(folder.glob(checkpoints)) for folder in folders
-    )
-
-
-def _write(path: Path, tensors: Mapping[str, Tensor], header: dict[str, str]) -> None:
-    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    needed = size + HEADER_BYTES + sum(map(len, header.values()))
-    with _explained(path, needed):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if shutil.disk_usage(path.parent).free < needed:
-            raise OSError(errno.ENOSPC, "the disk is full")
-        with replacing(path) as new:
-            new.write_bytes(b"")
-            mode = new.stat().st_mode  # what others may do with it, as with any new file
-            save_file(apart(tensors), new, header)
-            new.chmod(mode)
-
-
-@contextmanager
-def _explained(path: Path, needed: int) -> Generator[None]:
-    """Says what to do where a file cannot be written."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        if getattr(error, "errno", None) in NO_SPACE or "os error 28" in str(error):
-            raise TrainingError(
-                f"{path.name} could not be written: it needs {_megabytes(needed)} MB, and there are "
-                f"{_megabytes(shutil.disk_usage(path.parent).free)} MB free in {path.parent}. Free "
-                "some space there, and go on from the last state that was written."
-            ) from error
-        raise TrainingError(
-            f"{path.name} could not be written to {path.parent} ({error}). Close what has the file "
-            "open, give ComfyUI leave to write there, and go on from the last state that was written."
-        ) from error
-
-
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:.1f}"
 
 
 def _digest(tensors: Mapping[str, Tensor], text: str) -> str:

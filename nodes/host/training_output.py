@@ -17,12 +17,11 @@ from ...algorithms.training.loop import Run
 from ...algorithms.training.run_facts import Begun, facts_of
 from ...algorithms.training.run_metadata import metadata_of
 from ...algorithms.training.state_files import pack, unpack
+from .saved_files import ENDING, numbered
 from .trained_files import (
-    ENDING,
     checked_name,
     checkpoint_name,
     free_name,
-    numbered,
     output_path,
     read_state,
     release,

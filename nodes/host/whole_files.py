@@ -33,15 +33,31 @@ def replacing(path: Path) -> Generator[Path]:
         OSError: It cannot be put there; the old one is there.
     """
     new = path.with_suffix(".tmp")  # one name, so that no crash leaves more than one behind
-    try:
+    with gone_on_failure(new):
         yield new
-        with new.open("rb+") as file:
-            os.fsync(file.fileno())
-        new.replace(path)
+        put_in_place(new, path)
+
+
+@contextmanager
+def gone_on_failure(path: Path) -> Generator[None]:
+    """Takes a file away if what is done meanwhile goes wrong."""
+    try:
+        yield
     except BaseException:
         with suppress(OSError):
-            new.unlink()
+            path.unlink()
         raise
+
+
+def put_in_place(new: Path, path: Path) -> None:
+    """Moves a file that was written to where it belongs, in one step that survives a loss of power.
+
+    Raises:
+        OSError: It cannot be put there; the old one is there.
+    """
+    with new.open("rb+") as file:
+        os.fsync(file.fileno())
+    new.replace(path)
     if os.name != "nt":  # where folders cannot be opened
         folder = os.open(path.parent, os.O_RDONLY)
         try:

@@ -19,7 +19,7 @@ from anyadapter.algorithms.training.dataset import MaskSource
 from anyadapter.algorithms.training.losses import LossConfig
 from anyadapter.algorithms.training.methods import MethodConfig
 from anyadapter.algorithms.training.optimizers import OptimizerConfig
-from anyadapter.nodes.host import trained_files
+from anyadapter.nodes.host import saved_files
 from anyadapter.nodes.host.sessions import Outcome
 from anyadapter.nodes.host.trained_files import output_path
 from training_prompts import FEW_LAYERS, SIDE_PX
@@ -170,19 +170,19 @@ def test_a_device_without_memory_ends_a_run_with_what_it_had(loras: Path):
 
 
 def test_a_full_disk_leaves_the_state_before(loras: Path, monkeypatch: pytest.MonkeyPatch):
-    usage = trained_files.shutil.disk_usage(loras)
+    usage = saved_files.shutil.disk_usage(loras)
 
     def fill_disk(number: int) -> None:
         if number == 3:
             monkeypatch.setattr(
-                trained_files.shutil, "disk_usage", lambda _: usage._replace(free=1000)
+                saved_files.shutil, "disk_usage", lambda _: usage._replace(free=1000)
             )
 
     config = settings(save_every=2, steps=4)
     with pytest.raises(TrainingError, match=r"resume.state could not be written: it needs .* MB"):
         Trial(config, model=with_moment(fill_disk)).run()
     assert names_below(loras) == ["cat-state/resume.state", "cat-step00000002.safetensors"]
-    monkeypatch.setattr(trained_files.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(saved_files.shutil, "disk_usage", lambda _: usage)
     resumed = Trial(config).run(resume=True)
     assert same(tensors(resumed.name), tensors(Trial(config, name="whole").run().name))
 
