@@ -59,6 +59,16 @@ def report(
     return "\n".join([*sentences, *adapter_set.notes, *notes])
 
 
+def contents(adapter_set: AdapterSet) -> str:
+    """Returns what a file is, where there is no model to put it on."""
+    lines = [f"{methods(adapter_set)}, in {counted(len(adapter_set.adapters), 'layer')}"]
+    if adapter_set.embeddings:
+        lines.append(f"Embeddings: {listed(list(adapter_set.embeddings))}")
+    if adapter_set.unclaimed:
+        lines.append(f"Tensors not understood: {listed(adapter_set.unclaimed)}")
+    return "\n".join([*(f"{line}." for line in lines), *adapter_set.notes])
+
+
 def methods(adapter_set: AdapterSet) -> str:
     """Returns the methods of a file with their ranks, for example `LoRA-C3Lier, rank 4 to 16`."""
     ranks = rank_span(adapter_set)

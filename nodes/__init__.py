@@ -7,7 +7,9 @@ from .datasets import ImageFolder, ImagesAndCaptions, LatentsAndConditionings
 from .extracting import ExtractAdapter
 from .inspecting import InspectAdapter
 from .loading import LoadAdapter
+from .opening import OpenAdapter
 from .routes import register_routes
+from .saving import SaveAdapter
 from .scheduling import AdapterSchedule
 from .stacking import AdapterStack
 from .sweeping import BlockSweep, LabelGrid
@@ -27,6 +29,8 @@ NODES: list[type[io.ComfyNode]] = [
     AdapterForConditioning,
     InspectAdapter,
     ExtractAdapter,
+    OpenAdapter,
+    SaveAdapter,
     BlockSweep,
     LabelGrid,
     ImageFolder,

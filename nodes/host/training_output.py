@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...algorithms.errors import TrainingError, listed
+from ...algorithms.formats.hashes import with_hashes
 from ...algorithms.formats.metadata import AdapterMetadata
 from ...algorithms.formats.parse import AdapterSet
 from ...algorithms.formats.write import to_tensors
 from ...algorithms.training.config import TrainingConfig
-from ...algorithms.training.hashes import with_hashes
 from ...algorithms.training.loop import Run
 from ...algorithms.training.run_facts import Begun, facts_of
 from ...algorithms.training.run_metadata import metadata_of

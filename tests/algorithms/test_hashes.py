@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from anyadapter.algorithms.training.hashes import with_hashes
+from anyadapter.algorithms.formats.hashes import with_hashes
 
 SMALL = {"b.alpha": torch.tensor(4.0), "a.lora_up.weight": torch.arange(12.0).reshape(3, 4).half()}
 LARGE = {"a.diff": torch.arange(400_000.0).reshape(1000, 400), "a.alpha": torch.tensor(1)}

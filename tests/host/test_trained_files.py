@@ -26,11 +26,11 @@ from anyadapter.algorithms.adapters.base import InitialConfig
 from anyadapter.algorithms.binding import bind
 from anyadapter.algorithms.errors import TrainingError
 from anyadapter.algorithms.families import FAMILIES
+from anyadapter.algorithms.formats.hashes import with_hashes
 from anyadapter.algorithms.formats.metadata import AdapterMetadata
 from anyadapter.algorithms.formats.parse import AdapterSet
 from anyadapter.algorithms.formats.read import read_header
 from anyadapter.algorithms.formats.write import to_tensors
-from anyadapter.algorithms.training.hashes import with_hashes
 from anyadapter.algorithms.training.rules import RuleTable
 from anyadapter.algorithms.training.run_metadata import OptimizationFacts, RunFacts, metadata_of
 from anyadapter.algorithms.training.targets import Targets

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import safetensors.torch
 from torch import Tensor
 
-from ..formats.write import apart
+from .write import apart
 
 LEGACY_START = 2**20
 LEGACY_BYTES = 2**16
@@ -33,9 +33,10 @@ def with_hashes(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> d
     (length,) = struct.unpack("<Q", data[:8])
     whole = hashlib.sha256(data[8 + length :]).hexdigest()
     legacy = hashlib.sha256(data[LEGACY_START : LEGACY_START + LEGACY_BYTES]).hexdigest()
+    specified = any(key in metadata for key in ("modelspec.title", "modelspec.hash_sha256"))
     return {
         **metadata,
         "sshs_model_hash": whole,
         "sshs_legacy_hash": legacy[:LEGACY_DIGITS],
-        **({"modelspec.hash_sha256": f"0x{whole}"} if "modelspec.title" in metadata else {}),
+        **({"modelspec.hash_sha256": f"0x{whole}"} if specified else {}),
     }
