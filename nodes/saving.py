@@ -118,6 +118,7 @@ class SaveAdapter(io.ComfyNode):
             ],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
+            not_idempotent=True,  # two that are asked for the same write two files
         )
 
     @classmethod
