@@ -26,6 +26,12 @@ TENSORS = {"a.lora_up.weight": torch.ones(4, 2), "a.alpha": torch.tensor(2.0)}
 pytestmark = pytest.mark.usefixtures("loras")
 
 
+def forks(test: Callable[..., None]) -> Callable[..., None]:
+    """Marks a test that forks, of which later Pythons warn where there are threads."""
+    quiet = pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+    return quiet(pytest.mark.skipif(os.name == "nt", reason="Windows has no fork")(test))
+
+
 def files(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
@@ -96,12 +102,13 @@ def test_many_that_save_at_once_get_a_file_each(loras: Path, monkeypatch: pytest
     count = 8
     together = Barrier(count)
 
-    def after_all_have_written(name: str) -> bool:
+    def answered_together(name: str) -> bool:
+        taken = is_taken(name)
         if name == "cat":
             together.wait(10)
-        return is_taken(name)
+        return taken
 
-    monkeypatch.setattr(saved_files, "is_taken", after_all_have_written)
+    monkeypatch.setattr(saved_files, "is_taken", answered_together)
     with ThreadPoolExecutor(count) as pool:
         names = [*pool.map(lambda number: write_one("cat", number), range(count))]
     assert sorted(names) == sorted(["cat", *(f"cat_{number}" for number in range(2, count + 1))])
@@ -114,7 +121,7 @@ def write_one(name: str, number: int) -> str:
     return write_new(name, {"number": torch.tensor(number)}, {})
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no fork")
+@forks
 def test_two_processes_that_save_at_once_get_a_file_each(loras: Path):
     (ready, tell), (wait, go) = os.pipe(), os.pipe()
     child = os.fork()
@@ -199,7 +206,7 @@ def test_a_file_that_exceeds_what_the_system_grants_is_told_and_leaves_nothing(l
     assert files(loras) == set()
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no fork")
+@forks
 @pytest.mark.parametrize("moment", ["fsync", "replace"])
 def test_what_a_crash_left_is_no_file_and_is_cleared_away(loras: Path, moment: str):
     child = os.fork()

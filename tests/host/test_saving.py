@@ -40,6 +40,7 @@ from comfy_server import PromptRejectedError
 from layer_cases import LayerCase
 from oracles import change, only, relative_error
 from pictures import Pictures
+from real_models import real_model
 from workflows import node, text_to_latent
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -397,6 +398,40 @@ def test_a_file_of_any_tool_without_its_metadata_is_read_back_the_same(path: Pat
         for one in several:
             assert again[one.name].unstored() == one.unstored()
             require_same(again[one.name], one)
+
+
+LAYER = "lora_unet_middle_block_1_transformer_blocks_0_attn1_to_q"
+OF_DIFFUSERS = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+
+
+def test_another_dialect_is_written_with_the_names_of_the_model(loras: Path):
+    model = SimpleNamespace(model=real_model("sdxl"))
+    up, down = torch.randn(1280, 4), torch.randn(4, 1280)
+    keys = {f"{LAYER}.lora_up.weight": up, f"{LAYER}.lora_down.weight": down}
+    alpha = {f"{LAYER}.alpha": torch.tensor(2.0)}
+    name, saved, _ = save(adapter_of(keys | alpha), dialect="diffusers", model=model)
+    found = load_file(loras / name)
+    assert set(found) == {f"{OF_DIFFUSERS}.lora_A.weight", f"{OF_DIFFUSERS}.lora_B.weight"}
+    product = found[f"{OF_DIFFUSERS}.lora_B.weight"] @ found[f"{OF_DIFFUSERS}.lora_A.weight"]
+    torch.testing.assert_close(product, up @ down / 2)
+    assert '"unet.r": 4' in read_header(loras / name).metadata["lora_adapter_metadata"]
+    back, _, _ = save(saved, dialect="kohya", model=model, metadata="drop")
+    found = load_file(loras / back)
+    assert set(found) == {*keys, *alpha}
+    scale = found[f"{LAYER}.alpha"] / 4
+    product = found[f"{LAYER}.lora_up.weight"] @ found[f"{LAYER}.lora_down.weight"] * scale
+    torch.testing.assert_close(product, up @ down / 2)
+
+
+def test_a_method_without_a_place_in_a_dialect_is_refused(loras: Path):
+    model = SimpleNamespace(model=real_model("sdxl"))
+    full = adapter_of({f"{LAYER}.diff": torch.ones(1280, 1280)})
+    with pytest.raises(EditingError, match="Convert it to LoRA first"):
+        save(full, dialect="peft", model=model)
+    elsewhere = adapter_of(lora())
+    with pytest.raises(AdapterError, match="connect"):
+        save(elsewhere, dialect="peft", model=model)
+    assert [*loras.iterdir()] == []
 
 
 def test_hashes_of_a_file_without_a_title_are_made_anew():
