@@ -17,10 +17,11 @@ from ..algorithms.families import in_text_encoder
 from ..algorithms.formats.parse import AdapterSet
 from ..algorithms.keymap import KeyMap
 from .adapting import CLIP, MODEL, key_maps_of
-from .host.bases import base_of, module_of
+from .host.bases import base_of
 from .host.bindings import binding_of
 from .host.blocks import placed_file
 from .host.preset_files import preset_text
+from .host.weights import read_weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +65,7 @@ def placed(
     key_maps = key_maps_of(model, clip)
     bindings, notes = _bindings(adapter_set, key_maps)
     factors, more = _factors(adapter_set, key_maps, bindings, blocks, seed)
+    weights = {part: read_weights(parts[part]) for part in key_maps}
     homes: dict[tuple[str, int], tuple[str, Bound]] = {}
     for part, binding in bindings.items():
         for item in binding.bound:
@@ -81,7 +83,7 @@ def placed(
             part, item = home
             strength = strength_clip if part == CLIP else strength_model
             shape = item.target.shape(key_maps[part].shapes[item.target.weight])
-            read = partial(base_of, module_of(parts[part]), item)
+            read = partial(base_of, weights[part], item)
             sites.append(Sited(module, item.adapter, strength * factor, item.target, shape, read))
     return Placing(tuple(sites), key_maps, (*notes, *more))
 
