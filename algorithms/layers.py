@@ -77,6 +77,8 @@ class Layer:
     """The layer itself, which keeps casting, offloading and quantised products in force."""
     read_weight: ReadWeight | None = field(default=None, compare=False)
     """Called only for methods that need the numbers of the weight."""
+    is_compressed: bool = field(default=False, compare=False)
+    """Whether each reading of the weight makes it anew out of fewer bytes."""
     read_bias: ReadBias | None = field(default=None, compare=False)
     lend_weight: LendWeight | None = field(default=None, compare=False)
     """None where `forward` may do more than apply the weight, or nobody said that it does not."""

@@ -17,7 +17,8 @@ Strengths are given with each call and are no part of a plan.
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from .adapters.base import Adapter, Pieces, widened
 from .errors import UnsupportedLayerError
-from .layers import Layer, Rows
+from .layers import Layer, ReadWeight, Rows
 from .shapes import Float
 from .strength import Placed, Strengths
 
@@ -158,6 +159,7 @@ class LayerPlan:
         self._device, self._dtype = device, dtype
         self._budget = budget or Budget(0)
         self._kept: tuple[object, Tensor] | None = None
+        self._read_once: Tensor | None = None
         self._built_last: object = None
         self._ranks: tuple[Strengths, Tensor] | None = None
         self._ways: dict[tuple[int, int], Way] = {}
@@ -320,6 +322,9 @@ class LayerPlan:
                 y, more = layer.run(x), layer.product(x * gain)
             else:
                 y = layer.run(torch.addcmul(x, x, gain))
+        read = layer.read_weight
+        if self._own and layer.is_compressed and read is not None:
+            layer = replace(layer, read_weight=partial(self._remembered, read))
         changes = [(own, self._change(own, x, y, layer, strengths)) for own in self._own]
         if self._outputs is not None:
             total = torch.addcmul(y, y, _over(strengths.tensor(y) @ self._outputs, y, layer))
@@ -342,6 +347,16 @@ class LayerPlan:
     def _reads_base(self) -> bool:
         """Whether something needs the output of the layer on its own input."""
         return bool(self._own) or self._outputs is not None
+
+    def _remembered(self, read: ReadWeight, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Returns the weight of a layer that decompresses it, once if the budget has room for it."""
+        kept = self._read_once
+        if kept is not None and (kept.device, kept.dtype) == (device, dtype):
+            return kept
+        weight = read(device, dtype)
+        if kept is None and self._budget.take(weight.nbytes):
+            self._read_once = weight
+        return weight
 
     def _weight(self, weight: Tensor, strengths: Strengths) -> Tensor:
         """Returns the weight with its changes, built or kept.

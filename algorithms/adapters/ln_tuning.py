@@ -51,6 +51,13 @@ class LnTuning(Adapter):
         base = widened(bias)
         return widened(self.bias).to(base.dtype) - base
 
+    def delta_output(
+        self, x: Float[Tensor, "B ..."], y: Float[Tensor, "B ..."], layer: Layer
+    ) -> Float[Tensor, "..."]:
+        """Returns the stored layer's output less that of the base, whose weight is not needed."""
+        bias = layer.bias(x) if self.bias is None else self.bias
+        return layer.apply(x, self.weight, bias) - y
+
     @classmethod
     def initial(cls, layer: Layer, config: InitialConfig, generator: Generator) -> "LnTuning":
         """Returns the parameters that the layer has.

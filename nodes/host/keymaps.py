@@ -19,6 +19,7 @@ from ...algorithms.families import (
 )
 from ...algorithms.keymap import KeyMap, Target
 from ...algorithms.layers import Rows, swap_halves
+from .layers import shapes_of
 
 # They hold names and shapes only, and building one takes up to 0.1 s.
 _known: WeakKeyDictionary[nn.Module, KeyMap] = WeakKeyDictionary()
@@ -42,20 +43,16 @@ def _once(module: nn.Module, build: Callable[[nn.Module], KeyMap]) -> KeyMap:
 
 
 def _of_diffusion_model(module: nn.Module) -> KeyMap:
-    shapes = _shapes(module)
+    shapes = shapes_of(module)
     pairs = tuple(_pairs(comfy.lora.model_lora_keys_unet(module, {}), shapes))
     part = diffusion_model_part(shapes, pairs, detect(sizes_of(shapes)))
     return KeyMap(pairs, shapes, [part])
 
 
 def _of_text_encoders(module: nn.Module) -> KeyMap:
-    shapes = _shapes(module)
+    shapes = shapes_of(module)
     pairs = _pairs(comfy.lora.model_lora_keys_clip(module, {}), shapes)
     return KeyMap(pairs, shapes, text_encoder_parts(shapes))
-
-
-def _shapes(module: nn.Module) -> Shapes:
-    return {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
 
 
 def _pairs(names: Mapping[str, Any], shapes: Shapes) -> Iterator[tuple[str, Target]]:

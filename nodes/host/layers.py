@@ -4,6 +4,7 @@ The host's linear layers of quantised models are no `torch.nn.Linear`, and other
 own; all of them have the attributes of the torch layer whose place they take.
 """
 
+import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -31,6 +32,7 @@ def layer_of(module: Any) -> Layer | None:
     return replace(
         layer,
         read_weight=partial(_weight, module),
+        is_compressed=type(module.weight) not in ORDINARY or module.weight.dtype.itemsize < 2,
         read_bias=partial(_bias, module),
         lend_weight=partial(_lent, module) if _only_applies_its_weight(module) else None,
     )
@@ -42,6 +44,9 @@ def _layer(module: Any) -> Layer | None:
     if hasattr(module, "kernel_size") and hasattr(module, "dilation"):
         return _convolution(module)
     shape = tuple(module.weight.shape)
+    if hasattr(module, "quant_state"):  # those of 4-bit loaders may have no features to ask for
+        state = _four_bit_state(module)
+        return Layer("linear", shape if state is None else tuple(state.shape))
     if hasattr(module, "num_groups") and hasattr(module, "eps"):
         return Layer("group_norm", shape, groups=module.num_groups, eps=module.eps)
     if hasattr(module, "normalized_shape") and hasattr(module, "eps"):
@@ -80,8 +85,34 @@ def is_of_torch_or_host(module: Any) -> bool:
 
 
 def _only_applies_its_weight(module: Any) -> bool:
-    """Whether the module's class is torch's or the host's, and its weight holds its numbers."""
-    return is_of_torch_or_host(module) and not hasattr(module, "convert_weight")
+    """Whether the module's class is torch's or the host's, and its weight holds its numbers.
+
+    Those that multiply in fp8, which is quicker, have a `scale_weight` even where it is None.
+    """
+    does_more = hasattr(module, "convert_weight") or hasattr(module, "scale_weight")
+    return is_of_torch_or_host(module) and not does_more
+
+
+def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of every parameter by its key, that of the layer where it is packed."""
+    shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    for name, module in model.named_modules():
+        for part in ("weight", "bias"):
+            tensor: Any = getattr(module, part, None)
+            key = f"{name}.{part}"
+            if key not in shapes or (type(tensor) in ORDINARY and tensor.is_floating_point()):
+                continue
+            layer = _layer(module) if part == "weight" else None
+            shapes[key] = tuple(tensor.shape) if layer is None else layer.weight_shape
+    return shapes
+
+
+def is_packed(model: nn.Module, key: str) -> bool:
+    """Whether a weight is kept in another shape than it has, and does not say so itself."""
+    name, _, part = key.rpartition(".")
+    module: Any = model.get_submodule(name)
+    layer = _layer(module) if part == "weight" and hasattr(module, "weight") else None
+    return layer is not None and tuple(module.weight.shape) != layer.weight_shape
 
 
 @contextmanager
@@ -107,14 +138,7 @@ def _weight(module: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
     Raises:
         UnsupportedLayerError: What the module gives are not the numbers of its weight.
     """
-    if hasattr(module, "cast_bias_weight"):  # layers of GGUF files bring their own
-        weight = module.cast_bias_weight(dtype=dtype, device=device)[0]
-    elif hasattr(module, "weight_function"):
-        weight, _ = comfy.ops.cast_bias_weight(module, dtype=dtype, device=device, bias_dtype=dtype)
-    else:
-        weight = module.weight
-    if type(weight) not in (Tensor, nn.Parameter) and hasattr(weight, "dequantize"):
-        weight = weight.dequantize()
+    weight = _numbers(module, device, dtype)
     if hasattr(module, "convert_weight"):  # fp8 with a scale, which only `forward` applies
         weight = module.convert_weight(weight)
     layer = _layer(module)
@@ -128,12 +152,86 @@ def _weight(module: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
     return weight.detach().to(device, dtype)
 
 
+def _numbers(module: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Returns an ordinary tensor of what a module gives for its weight, before `convert_weight`."""
+    if hasattr(module, "cast_bias_weight"):  # layers of GGUF files bring their own
+        return _ordinary(module.cast_bias_weight(dtype=dtype, device=device)[0], dtype)
+    if hasattr(module, "_v"):  # ComfyUI 0.28 pages weights in, and holds them until it is told
+        held = comfy.ops.cast_bias_weight(
+            module, dtype=dtype, device=device, bias_dtype=dtype, offloadable=True
+        )
+        try:
+            return _ordinary(held[0], dtype).clone()
+        finally:
+            comfy.ops.uncast_bias_weight(module, *held)
+    state = _four_bit_state(module)
+    if state is not None and not module.weight.is_floating_point():
+        return _of_four_bits(module.weight, state)
+    if not _is_quantised(module.weight) and hasattr(module, "weight_function"):
+        weight, _ = comfy.ops.cast_bias_weight(module, dtype=dtype, device=device, bias_dtype=dtype)
+        return _ordinary(weight, dtype)
+    weight = _ordinary(_apart(module.weight).to(device), dtype)
+    for function in getattr(module, "weight_function", []):
+        weight = function(weight)
+    return _ordinary(weight, dtype)
+
+
+def _is_quantised(weight: Any) -> bool:
+    """Whether a weight is a tensor of a class that knows how to dequantise itself."""
+    # Torch's own tensors have a method of that name, for torch's own quantised dtypes.
+    return type(weight).dequantize is not Tensor.dequantize
+
+
+def _apart(weight: Any) -> Any:
+    """Returns a quantised weight as another tensor that shares its numbers.
+
+    In ComfyUI 0.3.75, to cast one changes what the tensor itself takes for its dtype: its layer
+    would then multiply in ours. Without this protocol of torch's it comes back as it is.
+    """
+    if not hasattr(weight, "__tensor_flatten__"):
+        return weight
+    names, context = weight.__tensor_flatten__()
+    parts = {name: getattr(weight, name) for name in names}
+    return type(weight).__tensor_unflatten__(parts, context, weight.size(), weight.stride())
+
+
+def _ordinary(weight: Any, dtype: torch.dtype) -> Tensor:
+    """Returns a tensor of torch's own class, dequantised in a dtype where it knows how."""
+    if _is_quantised(weight):
+        return weight.to(dtype).dequantize()
+    return weight if type(weight) is Tensor else weight.detach().as_subclass(Tensor)
+
+
+def _four_bit_state(module: Any) -> Any:
+    """Returns how bitsandbytes packed a weight, or None where it did not."""
+    state = getattr(module.weight, "quant_state", None)
+    return getattr(module, "quant_state", None) if state is None else state
+
+
+def _of_four_bits(packed: Tensor, state: Any) -> Tensor:
+    """Returns a weight that bitsandbytes packed (NF4, FP4) as numbers.
+
+    Raises:
+        UnsupportedLayerError: Nobody has loaded bitsandbytes.
+    """
+    functional: Any = sys.modules.get("bitsandbytes.functional")
+    if functional is None:
+        raise UnsupportedLayerError(
+            "A layer is packed in 4 bits by bitsandbytes, which is not loaded, and this method "
+            "needs the numbers of its weight. Load the model in another form, such as fp8."
+        )
+    return functional.dequantize_4bit(_ordinary(packed, packed.dtype), state)
+
+
 def _bias(module: Any, device: torch.device, dtype: torch.dtype) -> Tensor | None:
     """Returns the bias as the module's own `forward` sees it, or None without one."""
     bias = getattr(module, "bias", None)
     if bias is None:
         return None
-    bias = bias.detach().to(device, dtype)
-    for function in getattr(module, "bias_function", []):
+    if type(bias) not in ORDINARY and hasattr(module, "get_weight"):
+        bias = module.get_weight(bias.to(device), dtype)  # GGUF files have packed ones too
+    bias = _ordinary(bias.detach(), dtype).to(device, dtype)
+    paged = getattr(module, "bias_lowvram_function", None)
+    for function in (*([] if paged is None else [paged]), *getattr(module, "bias_function", [])):
         bias = function(bias)
     return bias

@@ -5,7 +5,7 @@ plans of a set of adapters are a model too, in its eyes: one without weights, wh
 They hang on the module tree, that another strength, which is another patcher, finds them there.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from weakref import WeakSet
 
@@ -15,6 +15,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP
 from torch import nn
 
+from ...algorithms.errors import UnsupportedLayerError
 from ...algorithms.layers import Layer
 from ...algorithms.plan import Budget, LayerPlan
 from ...algorithms.strength import Placed
@@ -87,7 +88,7 @@ class PlanStore(nn.Module):
         """
         where = (module, device, dtype)
         if where not in self._plans:
-            ready = [_prepared(item, layer, device) for item in self.sites[module]]
+            ready = _prepared(module, self.sites[module], layer, device)
             plan = LayerPlan(layer, ready, device, dtype, self.budget)
             self._plan_bytes += plan.size_bytes
             self._plans[where] = plan
@@ -180,11 +181,29 @@ def _free(charged: ModelPatcher, unpatch_all: bool = True) -> None:
         charged.model.release()
 
 
-def _prepared(item: Placed, layer: Layer, device: torch.device) -> Placed:
-    adapter = item.adapter.to(device)
-    own = layer if item.rows is None else layer.narrowed(item.rows)
-    if adapter.prepares_from_weight:
-        ready = adapter.prepared(own.weight(torch.empty(0, device=device)))
+def _prepared(
+    module: str, sites: Sequence[Placed], layer: Layer, device: torch.device
+) -> list[Placed]:
+    """Returns the adapters of a layer with what depends on its weight, which is read at most once.
+
+    Raises:
+        UnsupportedLayerError: The layer cannot give the numbers that a method needs.
+    """
+    like = torch.empty(0, device=device)
+    if any(item.adapter.prepares_from_weight for item in sites):
+        try:
+            weight = layer.weight(like)
+        except UnsupportedLayerError as error:
+            methods = sorted(
+                {item.adapter.label for item in sites if item.adapter.prepares_from_weight}
+            )
+            raise UnsupportedLayerError(f"{', '.join(methods)} on {module}: {error}") from error
     else:
-        ready = adapter.prepared(own.blank)
-    return Placed(ready, item.strength, item.rows)
+        weight = layer.blank
+    ready: list[Placed] = []
+    for item in sites:
+        base = weight if item.adapter.prepares_from_weight else layer.blank
+        own = base if item.rows is None else item.rows.take(base)
+        adapter = item.adapter.to(device).prepared(own)
+        ready.append(Placed(adapter, item.strength, item.rows))
+    return ready

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ...algorithms.adapters import Adapter
 from ...algorithms.binding import Bound, dry_run
-from ...algorithms.errors import UnsupportedLayerError
+from ...algorithms.errors import UnsupportedLayerError, counted
 from ...algorithms.strength import Placed, merged_bias, merged_weight
+from .layers import is_packed, shapes_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,9 +100,10 @@ def add_patches(patcher: ModelPatcher, bound: Sequence[Bound], strength: float) 
         Biases that an adapter changes and the model does not have.
 
     Raises:
-        UnsupportedLayerError: The host does not take a patch for a weight that it has named.
+        UnsupportedLayerError: The host does not take a patch for a weight that it has named, or a
+            weight is packed as bytes, which it would change as if they were numbers.
     """
-    shapes = {key: tuple(tensor.shape) for key, tensor in patcher.model.state_dict().items()}
+    shapes = shapes_of(patcher.model)
     layouts: dict[str, list[tuple[Placed, bool]]] = defaultdict(list)
     missing: list[str] = []
     for item in bound:
@@ -113,6 +115,12 @@ def add_patches(patcher: ModelPatcher, bound: Sequence[Bound], strength: float) 
             layouts[item.target.bias].append((placed, True))
         elif changes_bias:
             missing.append(item.target.bias)
+    packed = sorted(key for key in layouts if is_packed(patcher.model, key))
+    if packed:
+        raise UnsupportedLayerError(
+            f"{counted(len(packed), 'weight')} of the model, such as {packed[0]}, are packed in a way "
+            "that ComfyUI cannot patch. Use mode hook, or load the model in another form."
+        )
     patches = {key: _joined(patcher, key, changes) for key, changes in layouts.items()}
     refused = patches.keys() - set(patcher.add_patches(patches))
     if refused:

@@ -14,6 +14,15 @@ def cast_bias_weight(
 ) -> tuple[Tensor, Tensor | None]: ...
 @overload
 def cast_bias_weight(
+    s: Any,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    bias_dtype: torch.dtype,
+    offloadable: Literal[True],
+) -> tuple[Tensor, Tensor | None, Any]: ...
+@overload
+def cast_bias_weight(
     s: Any, input: Tensor, *, offloadable: Literal[True]
 ) -> tuple[Tensor, Tensor | None, Any]: ...
 def uncast_bias_weight(
