@@ -18,6 +18,7 @@ import torch
 
 import memory
 import prompts
+import quantised
 import training
 import world
 from figures import Claim, Result, markdown, remarks, spread, table
@@ -203,6 +204,7 @@ STEPS: "Mapping[str, Callable[[ModelPatcher, Settings], Result]]" = {
     "stacked": stacked,
     "moving": moving,
     "load": loading,
+    **quantised.COMPARISONS,
 }
 """What needs a model in this process."""
 NAMES = (*PROMPTS, *ALONE, *STEPS)

@@ -5,12 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-Unit = Literal["s", "bytes", "loss", "steps"]
+Unit = Literal["s", "bytes", "loss", "steps", "share"]
 FORMS: Mapping[Unit, tuple[float, int, str]] = {
     "s": (1, 3, " s"),
     "bytes": (1e6, 1, " MB"),
     "loss": (1, 4, ""),
     "steps": (1, 0, ""),
+    "share": (0.01, 4, " %"),
 }
 """What a number is divided by, its digits, and what stands behind it."""
 HEADINGS = ("comparison", "who", "median", "ratio", "against", "at most", "met")

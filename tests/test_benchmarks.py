@@ -136,6 +136,11 @@ def test_losses_and_steps_have_no_unit():
     ]
 
 
+def test_shares_are_told_in_percent():
+    shown = figures.Result("quantised", "error", (), "share", {"stock": [1.5]})
+    assert figures.rows(shown)[0][2] == "150.0000 % (150.0000 to 150.0000)"
+
+
 def test_lora_fa_keeps_no_input_for_its_gradients():
     found = training.bytes_for_backward(settings.Settings("small", 1, 8, 1))
     (whole,), (fixed,) = (found.samples[name] for name in (training.LORA, training.FIXED))

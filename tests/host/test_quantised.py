@@ -90,6 +90,13 @@ def base_of(quantised: QuantisedCase) -> Base:
     return Base(quantised)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forgotten() -> Iterator[None]:
+    """Lets the models go before the interpreter ends: the host's patchers need it to."""
+    yield
+    base_of.cache_clear()
+
+
 @pytest.fixture(autouse=True)
 def bitsandbytes() -> Iterator[None]:
     with quantised_layers.bitsandbytes_loaded():

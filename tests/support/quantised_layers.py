@@ -60,7 +60,7 @@ def _filled(module: nn.Module, weight: Tensor, bias: Tensor) -> nn.Module:
 def _cast(dtype: torch.dtype) -> QuantisedCase:
     def make(weight: Tensor, bias: Tensor) -> tuple[nn.Module, Tensor]:
         stored = weight.to(dtype)
-        module = comfy.ops.manual_cast.Linear(INPUTS, OUTPUTS)
+        module = comfy.ops.manual_cast.Linear(*weight.shape[::-1])
         return _filled(module, stored, bias), stored.double()
 
     return QuantisedCase(str(dtype).removeprefix("torch."), make)
@@ -69,7 +69,9 @@ def _cast(dtype: torch.dtype) -> QuantisedCase:
 def _scaled(weight: Tensor, bias: Tensor) -> tuple[nn.Module, Tensor]:
     scale = weight.abs().max() / 448
     stored = (weight / scale).to(torch.float8_e4m3fn)
-    module = comfy.ops.scaled_fp8_ops(override_dtype=torch.float8_e4m3fn).Linear(INPUTS, OUTPUTS)
+    module = comfy.ops.scaled_fp8_ops(override_dtype=torch.float8_e4m3fn).Linear(
+        *weight.shape[::-1]
+    )
     module.scale_weight = nn.Parameter(scale, requires_grad=False)
     return _filled(module, stored, bias), stored.double() * scale.double()
 
@@ -84,7 +86,7 @@ def _mixed(*, full_precision: bool, dtype: torch.dtype = torch.float32) -> Quant
             {"layer": {"format": "float8_e4m3fn"}}, dtype, full_precision
         )
         holder = nn.Module()
-        holder.layer = ops.Linear(INPUTS, OUTPUTS)
+        holder.layer = ops.Linear(*weight.shape[::-1])
         state = {"layer.weight": stored, "layer.weight_scale": scale, "layer.bias": bias}
         holder.load_state_dict(state)
         return holder.layer, stored.double() * scale.double()
@@ -109,7 +111,7 @@ def _layout(quant_format: str, dtype: torch.dtype = torch.float32) -> QuantisedC
         quantised = QuantizedTensor.from_float(weight, layout, **wishes)
         ops = comfy.ops.mixed_precision_ops(compute_dtype=dtype)
         holder = nn.Module()
-        holder.layer = ops.Linear(INPUTS, OUTPUTS)
+        holder.layer = ops.Linear(*weight.shape[::-1])
         marker = torch.tensor(list(json.dumps(settings).encode()), dtype=torch.uint8)
         state = {**quantised.state_dict("layer.weight"), "layer.comfy_quant": marker}
         holder.load_state_dict(state | {"layer.bias": bias})
