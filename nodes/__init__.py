@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .conditioning import AdapterForConditioning
+from .converting import ConvertAdapter
 from .datasets import ImageFolder, ImagesAndCaptions, LatentsAndConditionings
 from .extracting import ExtractAdapter
 from .inspecting import InspectAdapter
@@ -31,6 +32,7 @@ NODES: list[type[io.ComfyNode]] = [
     ExtractAdapter,
     OpenAdapter,
     SaveAdapter,
+    ConvertAdapter,
     BlockSweep,
     LabelGrid,
     ImageFolder,
