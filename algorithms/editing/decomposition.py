@@ -30,6 +30,8 @@ FIRST_BLOCK = 48
 """Directions with which the search begins where an error decides the rank."""
 RANDOM_SHARE = 0.3
 """Of all directions: where more are wanted, all are computed, which then takes no longer."""
+FINEST = 1e-5
+"""Share of the squared norm that float32 can tell as a difference of two sums; less is summed itself."""
 CANCELS = 1e-2
 """Of the squared norm: what is left of it below here is computed anew, not as a difference."""
 
@@ -132,7 +134,7 @@ def _of_kronecker(form: Kronecker, size: Size, seed: str) -> Factors:
     wanted = None if size.rank is None else min(size.rank, size.most or size.rank)
     one, other = (_leading(side, wanted, generator) for side in (left, right))
     values, order = torch.outer(one.values, other.values).flatten().sort(descending=True)
-    count = size.needed(values, norm)
+    count = size.needed(values)  # they are all there, unless the rank is wished for
     first, second = order[:count] // len(other.values), order[:count] % len(other.values)
     rows = one.left[:, None, first] * other.left[None, :, second]
     columns = one.right[first, :, None] * other.right[second, None, :]
@@ -159,9 +161,9 @@ def _of_matrix(matrix: Float[Tensor, "O C"], size: Size, seed: str) -> Factors:
     if size.rank is not None:
         wanted = min(size.rank, size.most or size.rank)
         found = _leading(matrix, wanted, generator)
+        count = size.needed(found.values)
     else:
-        found = _sufficient(matrix, size, norm, generator)
-    count = size.needed(found.values, norm)
+        found, count = _sufficient(matrix, size, norm, generator)
     up, down = found.factors(count)
     kept = float(found.values[:count].double().square().sum())
     return Factors(up, down, projection_error(matrix, up, down, norm, kept), norm)
@@ -177,8 +179,8 @@ def _leading(matrix: Float[Tensor, "O C"], wanted: int | None, generator: Genera
 
 def _sufficient(
     matrix: Float[Tensor, "O C"], size: Size, norm: float, generator: Generator
-) -> _Directions:
-    """Returns so many leading directions that an error is reached, or nearly all."""
+) -> tuple[_Directions, int]:
+    """Returns so many leading directions that an error is reached, or all; and how many it takes."""
     limit = RANDOM_SHARE * min(matrix.shape)
     most = size.most or max(matrix.shape)
     found = _Range(matrix, generator)
@@ -186,17 +188,21 @@ def _sufficient(
     while found.count + block <= limit:
         found = found.grown(block)
         directions = found.directions()
-        needed = size.needed(directions.values, norm)
-        if _sampled(needed) <= found.count or _sampled(most) <= found.count:
-            return directions
-        # Each direction beyond is at most as long as the last one: so many more it takes at least.
         squares = directions.values.double().square()
+        beyond = norm**2 - float(squares.sum())
+        if (size.lost or 0.0) < FINEST:
+            beyond = projection_error(matrix, found.basis, found.rest, norm, norm**2) ** 2
+        needed = size.needed(directions.values, (float(squares.sum()) + max(beyond, 0.0)) ** 0.5)
+        if _sampled(needed) <= found.count or _sampled(most) <= found.count:
+            return directions, needed
+        # Each direction beyond is at most as long as the last one: so many more it takes at least.
         missing = norm**2 * (1 - (size.lost or 0.0)) - float(squares.sum())
         more = missing / max(float(squares[-1]), norm**2 * 1e-30)
         if min(_sampled(most), found.count + more) > limit:
             break
         block = found.count
-    return _all(matrix)
+    directions = _all(matrix)
+    return directions, size.needed(directions.values)
 
 
 def _sampled(wanted: int) -> int:

@@ -147,13 +147,14 @@ def test_random_directions_lose_at_most_one_percent(power: float, rank: int) -> 
     assert best * (1 - 1e-6) <= found.error <= best * 1.01
 
 
-@pytest.mark.parametrize("error", [0.5, 0.1, 0.01])
+@pytest.mark.parametrize("error", [0.5, 0.1, 0.01, 1e-4, 1e-5])
 @pytest.mark.parametrize("power", [0.3, 0.7, 1.0, 3.0])
 def test_an_error_is_reached_with_hardly_a_rank_too_many(power: float, error: float) -> None:
     matrix = falling(240, 320, power).float()
     found = decomposed(Whole(matrix), Size(error=error), "layer")
     least = Size(error=error).needed(torch.linalg.svdvals(matrix.double()))
-    assert found.error <= error * found.norm * (1 + 1e-6)
+    rounding = 5e-7  # of the factors themselves
+    assert found.error <= (error * (1 + 1e-6) + rounding) * found.norm
     assert least <= found.up.shape[1] <= least * 1.02 + 1
 
 
