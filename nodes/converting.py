@@ -22,6 +22,7 @@ from .sockets import AdapterSocket
 
 TO: list[To] = ["LoRA", "full difference", "as it is"]
 ALL, RANK, ENERGY, ERROR = "all of it", "rank", "kept energy", "error"
+LARGEST_RANK = 8192
 
 
 class ConvertAdapter(io.ComfyNode):
@@ -49,7 +50,7 @@ class ConvertAdapter(io.ComfyNode):
                     "other methods stay.",
                 ),
                 io.Combo.Input(
-                    "size_by",
+                    "size",
                     options=[ALL, RANK, ENERGY, ERROR],
                     default=ALL,
                     tooltip="What decides how large a LoRA becomes. all of it: as many ranks as each "
@@ -60,8 +61,8 @@ class ConvertAdapter(io.ComfyNode):
                     "rank",
                     default=16,
                     min=1,
-                    max=4096,
-                    tooltip="Of every layer, for size_by rank. A layer of fewer ranks keeps its own.",
+                    max=LARGEST_RANK,
+                    tooltip="Of every layer, for size rank. A layer of fewer ranks keeps its own.",
                 ),
                 io.Float.Input(
                     "kept_energy",
@@ -69,7 +70,7 @@ class ConvertAdapter(io.ComfyNode):
                     min=0.01,
                     max=1.0,
                     step=0.001,
-                    tooltip="For size_by kept energy: the share of the squared singular values that "
+                    tooltip="For size kept energy: the share of the squared singular values that "
                     "each layer keeps at least.",
                 ),
                 io.Float.Input(
@@ -78,22 +79,22 @@ class ConvertAdapter(io.ComfyNode):
                     min=0.0,
                     max=0.99,
                     step=0.001,
-                    tooltip="For size_by error: what each layer loses at most, as a share of its "
+                    tooltip="For size error: what each layer loses at most, as a share of its "
                     "change. 0.05 is 5 %.",
                 ),
                 io.Int.Input(
                     "largest_rank",
                     default=0,
                     min=0,
-                    max=4096,
+                    max=LARGEST_RANK,
                     tooltip="No layer gets more ranks than this, whatever the error. 0 sets no limit.",
                 ),
                 advanced(
                     io.Int.Input(
-                        "kernel_rank",
+                        "conv_rank",
                         default=0,
                         min=0,
-                        max=4096,
+                        max=LARGEST_RANK,
                         tooltip="A rank of its own for convolutions with a kernel (3x3). 0 treats "
                         "them as all other layers.",
                     )
@@ -103,14 +104,14 @@ class ConvertAdapter(io.ComfyNode):
                         "cut",
                         default=0,
                         min=0,
-                        max=4096,
+                        max=LARGEST_RANK,
                         tooltip="For DyLoRA files: before all else, take only the first ranks. 0 "
                         "takes all.",
                     )
                 ),
                 advanced(
                     io.Boolean.Input(
-                        "keep_others",
+                        "norms_and_biases",
                         default=True,
                         tooltip="Whether changes of norms and biases stay beside the LoRA. ComfyUI "
                         "reads them, some tools do not. What is dropped counts as error.",
@@ -142,14 +143,14 @@ class ConvertAdapter(io.ComfyNode):
         cls,
         adapter: AdapterSet,
         to: To,
-        size_by: str,
+        size: str,
         rank: int,
         kept_energy: float,
         error: float,
         largest_rank: int = 0,
-        kernel_rank: int = 0,
+        conv_rank: int = 0,
         cut: int = 0,
-        keep_others: bool = True,
+        norms_and_biases: bool = True,
         model: Any = None,
         clip: Any = None,
     ) -> io.NodeOutput:
@@ -161,12 +162,12 @@ class ConvertAdapter(io.ComfyNode):
             ENERGY: Size(energy=kept_energy, most=most),
             ERROR: Size(error=error, most=most),
         }
-        kernels = Size(rank=kernel_rank) if kernel_rank else None
+        kernels = Size(rank=conv_rank) if conv_rank else None
         source = adapter.cut(cut)
         placing = placed(source, model, clip)
-        wish = Conversion(to, sizes[size_by], kernels, keep_others)
+        wish = Conversion(to, sizes[size], kernels, norms_and_biases)
         bar = LayersBar(len(source.adapters))
-        made = converted(placing.sites, source, wish, lambda *_: bar.step())
+        made = converted(placing.sites, source, wish, bar.step)
         said = source.notes[len(adapter.notes) :]
         text = "\n".join([conversion_report(adapter, made), *said, *placing.notes])
         show_text(cls.hidden.unique_id, text)

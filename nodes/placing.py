@@ -71,6 +71,7 @@ def placed(
         for item in binding.bound:
             number = _order(adapter_set.adapters[item.module], item)
             homes[item.module, number] = part, item
+    weights = {part: read_weights(parts[part]) for part in bindings}
     sites: list[Sited] = []
     for module, adapters in adapter_set.adapters.items():
         strength = strength_clip if in_text_encoder(module) else strength_model

@@ -8,7 +8,7 @@ LoRA, and stays as it is.
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import chain
@@ -31,7 +31,6 @@ from ..errors import EditingError, counted, listed
 from ..families import in_text_encoder
 from ..formats.metadata import AdapterMetadata
 from ..formats.parse import AdapterSet
-from ..formats.read import Progress, no_progress
 from ..formats.write import to_tensors
 from ..shapes import Float
 from .accuracy import EXACT, Accuracy
@@ -86,7 +85,7 @@ def converted(
     sites: Iterable[Sited],
     adapter_set: AdapterSet,
     wish: Conversion,
-    progress: Progress = no_progress,
+    step: Callable[[], None] = lambda: None,
 ) -> Converted:
     """Makes other adapters of a file.
 
@@ -96,7 +95,7 @@ def converted(
         sites: All adapters of the file, with their layers where a model tells them.
         adapter_set: The file, completed.
         wish: What to make.
-        progress: Told how many layers are done; what it raises ends the work.
+        step: Called before each layer; what it raises ends the work.
 
     Raises:
         EditingError: What a method changes cannot be told without the model, or nothing is left.
@@ -111,9 +110,8 @@ def converted(
     if wish.to != "as it is":
         maker.look_at([*chain.from_iterable(layers.values())])
     made: dict[str, tuple[Adapter, ...]] = {}
-    modules = [*layers]
-    for number, module in enumerate(modules):
-        progress(number, len(modules))
+    for module in [*layers]:
+        step()
         adapters = maker.layer(module, layers.pop(module))  # and its weight is let go
         if adapters:
             made[module] = adapters

@@ -73,9 +73,9 @@ def file() -> AdapterSet:
     ).as_trained()
 
 
-def convert(source: AdapterSet, to="LoRA", size_by="all of it", **more):
+def convert(source: AdapterSet, to="LoRA", size="all of it", **more):
     made, report = ConvertAdapter.execute(
-        source, to, size_by, **{"rank": 4, "kept_energy": 0.9, "error": 0.1} | more
+        source, to, size, **{"rank": 4, "kept_energy": 0.9, "error": 0.1} | more
     ).result
     return made, report
 
@@ -120,7 +120,7 @@ def test_the_stock_loader_makes_the_weights_of_the_source(loaded, shown, to):
 def test_the_error_that_is_told_is_that_of_the_weights(loaded):
     source = file()
     made, report = convert(
-        source, size_by="error", error=0.3, kernel_rank=1, model=loaded[0], clip=loaded[1]
+        source, size="error", error=0.3, conv_rank=1, model=loaded[0], clip=loaded[1]
     )
     found = by_stock_loader(loaded, made)
     lost = exact = 0.0
@@ -146,7 +146,7 @@ def test_a_lora_is_resized_alone():
     up, down = random(40, 8), random(8, 30)
     tensors = {f"{QUERY}.lora_up.weight": up, f"{QUERY}.lora_down.weight": down}
     source = parse_tensors(tensors, {"ss_network_module": "networks.dylora"}, "cat").as_trained()
-    made, _ = convert(source, size_by="rank")
+    made, _ = convert(source, size="rank")
     (lora,) = made.adapters[QUERY]
     values = torch.linalg.svdvals(up @ down)
     lost = (up @ down - lora.up @ lora.down).norm()
