@@ -189,6 +189,7 @@ class _Maker:
     larger: list[str] = field(default_factory=list[str])
     flat: list[str] = field(default_factory=list[str])
     dropped: list[str] = field(default_factory=list[str])
+    bloated: list[str] = field(default_factory=list[str])
 
     def look_at(self, sites: Sequence[Sited]) -> None:
         """Finds the layers that cannot be told, before any work is done.
@@ -297,6 +298,8 @@ class _Maker:
         own = sites[0].adapter
         if len(sites) == 1 and isinstance(own, Lora) and _is_as_made(own, made):
             made, error = replace(own, bias=None), 0.0
+        if made.up.numel() + made.down.numel() > prod(_sizes(change.form)):
+            self.bloated.append(module)
         if _reshape(sites):
             made = replace(made, reshape=_reshape(sites))
         norm = hypot(factors.norm, change.shift_norm)
@@ -348,6 +351,12 @@ class _Maker:
             said.append(
                 f"Dropped in {counted(len(self.dropped), 'layer')}, and counted as error: changes of "
                 f"norms, biases and the like, which are no LoRA: {listed(self.dropped, 3)}."
+            )
+        if self.bloated:
+            said.append(
+                f"In {counted(len(self.bloated), 'layer')} the LoRA is larger than the weight, as it "
+                "takes so many ranks to lose so little: a full difference is smaller, or allow an "
+                f"error. First one: {self.bloated[0]}."
             )
         if self.flat:
             said.append(

@@ -289,7 +289,7 @@ def test_several_adapters_of_a_layer_become_one() -> None:
     lokr = Lokr(w1=random(2, 3), w2=random(4, 2, 3, 5), alpha=1.0)
     dora = Dora(Lora(random(8, 1, 1, 1), random(1, 6, 3, 5)), dora_scale=random(8, 1, 1, 1).abs())
     for some in (
-        [lora, replace(lora, bias=None)],
+        [lora, replace(lora, alpha=2.0)],
         [lora, lokr],
         [lora, dora, Diff(random(8, 6, 3, 5))],
     ):

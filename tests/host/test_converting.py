@@ -115,6 +115,7 @@ def test_the_stock_loader_makes_the_weights_of_the_source(loaded, shown, to):
     if to == "LoRA":
         assert made.adapters[KERNEL][0].down.shape == (4, 320, 3, 3)
         assert made.adapters[POINTWISE][0].up.shape == (320, 24, 1, 1)
+        assert "In 2 layers the LoRA is larger than the weight" in report
 
 
 def test_the_error_that_is_told_is_that_of_the_weights(loaded):
