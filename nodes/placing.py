@@ -62,6 +62,7 @@ def placed(
         BlockWeightsError: The text of the weights means nothing.
     """
     parts = {MODEL: model, CLIP: clip}
+    strengths = {MODEL: strength_model, CLIP: strength_clip}
     key_maps = key_maps_of(model, clip)
     bindings, notes = _bindings(adapter_set, key_maps)
     factors, more = _factors(adapter_set, key_maps, bindings, blocks, seed)
@@ -74,18 +75,19 @@ def placed(
     weights = {part: read_weights(parts[part]) for part in bindings}
     sites: list[Sited] = []
     for module, adapters in adapter_set.adapters.items():
-        strength = strength_clip if in_text_encoder(module) else strength_model
+        by_name = CLIP if in_text_encoder(module) else MODEL
+        factor = factors.get(module, 1.0)
         for number, adapter in enumerate(adapters):
             home = homes.get((module, number))
-            factor = factors.get(module, 1.0)
             if home is None:
-                sites.append(Sited(module, adapter, strength * factor))
+                sites.append(Sited(module, adapter, strengths[by_name] * factor))
                 continue
             part, item = home
-            strength = strength_clip if part == CLIP else strength_model
             shape = item.target.shape(key_maps[part].shapes[item.target.weight])
             read = partial(base_of, weights[part], item)
-            sites.append(Sited(module, item.adapter, strength * factor, item.target, shape, read))
+            sites.append(
+                Sited(module, item.adapter, strengths[part] * factor, item.target, shape, read)
+            )
     return Placing(tuple(sites), key_maps, (*notes, *more))
 
 
