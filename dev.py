@@ -79,13 +79,14 @@ ADAPTER_MAKERS = Group(
 TEST_TOOLS = Group(
     title="the tools that test",
     requirements=(
-        *("pytest==9.2.0", "jaxtyping==0.3.11", "beartype==0.23.1", "playwright==1.65.2"),
+        *("pytest==9.2.0", "pytest-xdist==3.8.0", "playwright==1.65.2"),
+        *("jaxtyping==0.3.11", "beartype==0.23.1"),
         *("torch==2.13.0", "transformers<5", "hypothesis==6.170.17"),
         # Optimisers that users may have.
         *("prodigyopt==1.1.2", "prodigy-plus-schedule-free==2.0.1", "schedulefree==1.4.1"),
     ),
     imports=(
-        *("pytest", "jaxtyping", "beartype", "playwright", "hypothesis"),
+        *("pytest", "xdist", "jaxtyping", "beartype", "playwright", "hypothesis"),
         *("prodigyopt", "prodigyplus", "schedulefree"),
     ),
 )
@@ -159,7 +160,10 @@ def run_server(port: int) -> int:
 
 
 def run_tests(pytest_arguments: Sequence[str]) -> int:
-    """Runs pytest, with the root kept off `sys.path`: ComfyUI has a module `nodes` too."""
+    """Runs pytest, all tests in two processes, or those that its arguments name in one.
+
+    The root is kept off `sys.path`, as ComfyUI has a module `nodes` too.
+    """
     python, environment = prepare(COMFYUI_PACKAGES, ADAPTER_MAKERS, TEST_TOOLS)
     browser = find_browser()
     if browser is None:
@@ -172,9 +176,11 @@ def run_tests(pytest_arguments: Sequence[str]) -> int:
         )
     else:
         environment["ANYADAPTER_CHROMIUM"] = browser
+    # By files, as tests of one share what is costly; two, as each starts a ComfyUI.
+    several = () if pytest_arguments else ("-n", "2", "--dist", "loadfile")
     start = "import sys; sys.path.remove('') if '' in sys.path else None; "
     start += "import pytest; sys.exit(pytest.main())"
-    return run_in_foreground([python, "-c", start, *pytest_arguments], environment)
+    return run_in_foreground([python, "-c", start, *several, *pytest_arguments], environment)
 
 
 def find_browser() -> str | None:
