@@ -2,6 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
+from .combining import CombineAdapters
 from .conditioning import AdapterForConditioning
 from .converting import ConvertAdapter
 from .datasets import ImageFolder, ImagesAndCaptions, LatentsAndConditionings
@@ -33,6 +34,7 @@ NODES: list[type[io.ComfyNode]] = [
     OpenAdapter,
     SaveAdapter,
     ConvertAdapter,
+    CombineAdapters,
     BlockSweep,
     LabelGrid,
     ImageFolder,

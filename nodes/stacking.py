@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from comfy_api.latest import io
 
-from ..algorithms.block_weights import BlockWeights
 from ..algorithms.errors import AdapterError, FileError, listed
 from ..algorithms.formats.description import describe, read_sidecar
 from ..algorithms.formats.read import read_header
 from ..algorithms.schedule import Schedule
-from ..algorithms.stack import Row, find_adapter, parse_stack, rows_of
+from ..algorithms.stack import Row, rows_of
 from .adapting import Wish, adapt
 from .host.applying import Mode
-from .host.files import adapter_names, adapter_path, adapter_state
+from .host.files import adapter_path
 from .host.memory import AUTOMATIC
 from .host.messages import show_text
-from .host.preset_files import own_texts, preset_text
 from .inputs import memory_input, mode_input
 from .schema import drawn_by_page
 from .sockets import LoraStackSocket
+from .stack_rows import found, own_rows, require_weights, state_of, told_of
 
 NOTHING_TO_ADAPT = "No model or CLIP is connected: only the LORA_STACK was made."
 
@@ -90,11 +87,8 @@ class AdapterStack(io.ComfyNode):
     def validate_inputs(cls, adapters: str | None) -> bool | str:
         """Returns what is wrong with the text, so that nothing runs before it is mended."""
         try:
-            rows = _own_rows(adapters or "")  # None: it comes from another node, when that has run
-            for row in rows:
-                if row.is_read:
-                    with _told_of(row):
-                        BlockWeights.parse(row.blocks, preset_text)
+            # None: it comes from another node, when that has run
+            require_weights(own_rows(adapters or ""))
         except AdapterError as error:
             return str(error)
         return True
@@ -102,10 +96,7 @@ class AdapterStack(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, adapters: str | None, **_: Any) -> str:
         """Returns what changes when a file or a preset does, so that it is taken up."""
-        rows = _own_rows(adapters or "")
-        return str(
-            [(adapter_state(row.adapter), *own_texts(row.blocks)) for row in rows if row.is_read]
-        )
+        return state_of(own_rows(adapters or ""))
 
     @classmethod
     def execute(
@@ -118,14 +109,14 @@ class AdapterStack(io.ComfyNode):
         lora_stack: Any = (),
     ) -> io.NodeOutput:
         """Returns the adapted parts, the stack for other packs, and a report on the node."""
-        rows = [_found(row) for row in rows_of(lora_stack)] + _own_rows(adapters)
+        rows = [found(row) for row in rows_of(lora_stack)] + own_rows(adapters)
         used = [row for row in rows if row.is_on]
         reports: list[str] = []
         if model is None and clip is None:
             reports.append(NOTHING_TO_ADAPT)
         else:
             for row in used:
-                with _told_of(row):
+                with told_of(row):
                     adapted = adapt(_wish(row, mode, memory_mb), model, clip)
                 model, clip = adapted.model, adapted.clip
                 reports.append(f"{row.adapter}\n{adapted.report}")
@@ -134,33 +125,6 @@ class AdapterStack(io.ComfyNode):
         show_text(cls.hidden.unique_id, text)
         stack = [(row.adapter, row.strength_model, row.strength_clip) for row in used]
         return io.NodeOutput(model, clip, stack, ", ".join(words), text, ui={"text": [text]})
-
-
-@contextmanager
-def _told_of(row: Row) -> Generator[None]:
-    """Makes errors say of which row they are."""
-    try:
-        yield
-    except AdapterError as error:
-        if row.adapter in str(error):
-            raise
-        raise type(error)(f"{row.adapter}: {error}") from error
-
-
-def _own_rows(text: str) -> list[Row]:
-    """Returns the rows of a text, with the names of the host's list.
-
-    Raises:
-        AdapterError: A line is no row, or its file is needed and cannot be found.
-    """
-    return [_found(row) for row in parse_stack(text)]
-
-
-def _found(row: Row) -> Row:
-    # The path is asked first, as the host's list may lack a file that was just made.
-    if not row.is_read or adapter_state(row.adapter) is not None:
-        return row
-    return replace(row, adapter=find_adapter(row.adapter, adapter_names()))
 
 
 def _wish(row: Row, mode: Mode, memory_mb: int) -> Wish:
