@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+from lycoris import create_lycoris_from_weights
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -239,7 +240,10 @@ def test_svd_is_the_best_copy_of_the_sum_and_tells_its_error() -> None:
     parts = [lora(60, 40, 4, seed=seed) for seed in range(3)]
     strengths = (1.0, 0.5, -0.7)
     exact = sum(
-        (part.up @ part.down * (3 / 4) * strength for part, strength in zip(parts, strengths, strict=True)),
+        (
+            part.up @ part.down * (3 / 4) * strength
+            for part, strength in zip(parts, strengths, strict=True)
+        ),
         torch.zeros(60, 40, dtype=torch.float64),
     )
     values = torch.linalg.svdvals(exact.double())
@@ -523,3 +527,34 @@ def test_progress_is_told_and_ends_the_work() -> None:
     with pytest.raises(InterruptedError):
         combined([file("a", *sites)], EXACT, progress=interrupted)
     assert told == [(1, 4), (2, 4)]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lycoris_opens_what_is_made() -> None:
+    torch.manual_seed(0)
+    model = nn.ModuleDict(
+        {"one": nn.Linear(20, 30), "two": nn.Conv2d(6, 8, 3), "three": nn.Linear(20, 30)}
+    )
+    kernel = Lora(random(8, 2, 1, 1), random(2, 6, 3, 3), 2.0)
+    loha = Loha(random(30, 2), random(2, 20), random(30, 2) - 1, random(2, 20), 3.0)
+    first = (
+        site(lora(30, 20, 2), 0.5, "lycoris_one"),
+        site(kernel, 0.5, "lycoris_two"),
+        site(loha, -0.5, "lycoris_three"),
+    )
+    second = (
+        site(lora(30, 20, 3, seed=1), -2.0, "lycoris_one"),
+        site(replace(kernel, up=kernel.up + 1), 1.0, "lycoris_two"),
+    )
+    found = combined([file("a", *first), file("b", *second)], EXACT).adapter_set
+    tensors = {key: value.float() for key, value in to_tensors(found)[0].items()}
+    network, _ = create_lycoris_from_weights(1.0, "", model, tensors)
+    assert len(network.loras) == 3
+    for opened in network.loras:  # by what they compute: LyCORIS merges LoHa with its scale twice
+        base = model[opened.lora_name.removeprefix("lycoris_")].double()
+        x = random(2, 20) if base.weight.ndim == 2 else random(2, 6, 5, 5)
+        parts = [one for one in (*first, *second) if one.module == opened.lora_name]
+        changes = [change((one.adapter,), *base.weight.shape) * one.strength for one in parts]
+        tuned = sum(changes, base.weight.detach())
+        expected = torch.func.functional_call(base, {"weight": tuned}, (x,)) - base(x)
+        assert_close(opened.double()(x) - base(x), expected, rtol=1e-4, atol=1e-4)
