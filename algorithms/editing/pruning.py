@@ -66,12 +66,12 @@ def agreed(
     """
     votes = total(one if sign == "total" else one.sign() for one in changes)
     elected = torch.where(votes >= 0, 1.0, -1.0).to(votes.dtype)
-    found, count = torch.zeros_like(votes), torch.zeros_like(votes)
+    found, count, part = (torch.zeros_like(votes) for _ in range(3))
     for one, strength in zip(changes, strengths, strict=True):
-        agrees = one.sign() == elected
-        found += torch.where(agrees, one, 0.0) * strength
-        count += agrees
-    return found.div_(count.clamp_min_(1.0))
+        torch.mul(one, elected, out=part).clamp_min_(0)  # above 0 where it has the elected sign
+        found.add_(part, alpha=strength)
+        count += part > 0
+    return found.mul_(elected).div_(count.clamp_min_(1))
 
 
 def weighted(

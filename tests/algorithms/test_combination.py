@@ -162,6 +162,17 @@ def test_products_of_ranks_are_a_lora_only_where_that_is_smaller() -> None:
     assert_close(change((whole,), 60, 80), change((wide, lokr), 60, 80))
 
 
+def test_both_sides_of_a_tucker_lokr_stay_thin() -> None:
+    core = random(3, 2, 3, 5)
+    lokr = Lokr(w1=random(2, 4), w2_a=random(3, 30), w2_b=random(2, 20), t2=core, alpha=1.0)
+    beside = Lora(random(60, 2, 1, 1), random(2, 80, 3, 5), 2.0)
+    (result,) = made(combined(files(site(lokr), site(beside, 0.5)), EXACT))
+    assert isinstance(result, Lora)
+    assert result.rank == 2 * 3 + 2
+    expected = change((lokr,), 60, 80, 3, 5) + change((beside,), 60, 80, 3, 5) * 0.5
+    assert_close(change((result,), 60, 80, 3, 5), expected)
+
+
 def test_a_kernel_is_that_of_the_file_which_has_it() -> None:
     kernels = Lora(random(8, 2, 1, 1), random(2, 6, 3, 5), 2.0)
     tucker = LoraTucker(random(8, 2, 1, 1), random(2, 3, 3, 5), random(3, 6, 1, 1), 2.0)
