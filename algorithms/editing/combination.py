@@ -41,8 +41,8 @@ from .size import Size
 from .sums import Term, added, built, shifted, size_of
 
 Mode = Literal["exact", "svd", "ties", "dare linear", "dare ties", "magnitude"]
-Progress = Callable[[int, int], None]
-"""Told how many of all layers are done."""
+Progress = Callable[[int], Callable[[], None]]
+"""Told how many layers there are; what it returns is called after each."""
 BASE_MODEL = ("modelspec.architecture", "ss_base_model_version")
 
 
@@ -115,9 +115,10 @@ class _Made:
     """Norm of the difference between what was meant and the plain sum."""
 
 
-def no_progress(done: int, count: int) -> None:
+def no_progress(count: int) -> Callable[[], None]:
     """Tells nobody."""
-    del done, count
+    del count
+    return lambda: None
 
 
 def combined(
@@ -132,7 +133,7 @@ def combined(
         inputs: The files; one may be there several times.
         recipe: How.
         key_maps: Of the models by which the sites were placed.
-        progress: Called after each layer; what it raises ends the work.
+        progress: Where it is told after each layer; what is raised there ends the work.
 
     Raises:
         EditingError: Nothing goes in, the files do not fit each other, or a change depends on a
@@ -147,7 +148,8 @@ def combined(
     accuracy = Accuracy()
     strayed: list[float] = []
     sums: list[float] = []
-    for number, (joint, name) in enumerate(zip(joints, names, strict=True)):
+    step = progress(len(joints))
+    for joint, name in zip(joints, names, strict=True):
         if name in adapters:
             raise EditingError(
                 f"{joint.files()}: {name} fits the model in one file and not in another. They were "
@@ -158,7 +160,7 @@ def combined(
         accuracy.add(name, made.norm, made.error)
         strayed.append(made.strayed)
         sums.append(made.sum_norm)
-        progress(number + 1, len(joints))
+        step()
     adapters = {name: several for name, several in adapters.items() if several}
     if not adapters:
         raise EditingError(

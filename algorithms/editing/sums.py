@@ -203,5 +203,5 @@ def _right_factors(adapter: object) -> Product | None:
         return None
     up, down = widened(adapter.w2_a), widened(adapter.w2_b).flatten(1)
     if adapter.t2 is not None:
-        up, down = up.T, through_core(widened(adapter.t2), down)
+        up, down = up.T.contiguous(), through_core(widened(adapter.t2), down).contiguous()
     return Product(up, down) if up.shape[1] < min(up.shape[0], down.shape[1]) else None
