@@ -31,12 +31,13 @@ OWN_PARTS = {
         *("adapters", "analysis", "binding", "editing", "errors", "formats", "keymap", "layers"),
         *("families", "shapes"),
     },
+    "rounding": set(),
     "stack": {"errors"},
     "report": {"adapters", "errors", "families", "formats"},
     "facts": {"adapters", "binding", "families", "formats", "report"},
     "training": {
         *("adapters", "block_lists", "block_names", "errors", "families", "formats", "keymap"),
-        *("layers", "shapes", "training"),
+        *("layers", "rounding", "shapes", "training"),
     },
 }
 FOREIGN = {"torch", "safetensors", "jaxtyping"}

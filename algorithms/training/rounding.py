@@ -1,9 +1,7 @@
 """Steps in float32 on bfloat16 parameters, rounded up or down by chance, so that none is lost.
 
 bfloat16 has 8 significant bits: a step below 1/512 of a parameter rounds back to where it was, and
-training stalls. Rounding up with a probability of the distance travelled keeps the mean exact:
-
-    P(up) = (x - lower) / (upper - lower)        so        E[rounded] = x
+training stalls.
 
 Source: Zamirai et al. 2020, "Revisiting BFloat16 Training", arXiv 2010.06192.
 """
@@ -12,32 +10,10 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import TrainingError
-
-DROPPED_BITS = 16
-"""By which a float32 is longer than a bfloat16; what is left of it is the bfloat16 itself."""
-
-
-def round_stochastically(values: Tensor, generator: torch.Generator) -> Tensor:
-    """Returns float32 values as bfloat16, each rounded to one of its two neighbours by chance.
-
-    A number below the lowest kept bit is added to the magnitude, and what is dropped is cut off.
-
-    Args:
-        values: Of any shape; infinities and NaN stay what they are.
-        generator: On the device of the values.
-    """
-    noise = torch.randint(
-        1 << DROPPED_BITS,
-        values.shape,
-        generator=generator,
-        device=values.device,
-        dtype=torch.int32,
-    )
-    bits = (values.view(torch.int32) + noise) & -(1 << DROPPED_BITS)
-    return torch.where(values.isfinite(), bits.view(torch.float32), values).to(torch.bfloat16)
+from ..rounding import round_stochastically
 
 
 class WideParameters:
@@ -96,4 +72,5 @@ class WideParameters:
             device = wide.device
             if device not in generators:
                 generators[device] = torch.Generator(device).manual_seed(self.seed + step)
-            narrow.copy_(round_stochastically(wide.detach(), generators[device]))
+            rounded = round_stochastically(wide.detach(), narrow.dtype, generators[device])
+            narrow.copy_(rounded)

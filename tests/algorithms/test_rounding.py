@@ -5,52 +5,81 @@ import torch
 from torch import nn
 
 from anyadapter.algorithms.errors import TrainingError
-from anyadapter.algorithms.training.rounding import WideParameters, round_stochastically
+from anyadapter.algorithms.rounding import round_stochastically
+from anyadapter.algorithms.training.rounding import WideParameters
 
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+NARROW = (torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2)
+each_dtype = pytest.mark.parametrize("dtype", NARROW)
+
+
+@each_dtype
 @pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_the_share_of_values_rounded_up_is_their_distance_from_below(sign: float):
-    count = 1 << 16
-    low, high = 1.0, 1.0 + 2.0**-7
+@pytest.mark.parametrize("low", [1.0, "smallest", 0.0], ids=["normal", "subnormal", "zero"])
+def test_the_share_of_values_rounded_up_is_their_distance_from_below(
+    dtype: torch.dtype, sign: float, low: float | str
+):
+    count, numbers = 1 << 16, torch.finfo(dtype)
+    least = numbers.smallest_normal * numbers.eps
+    low = 5 * least if low == "smallest" else float(low)
+    high = low + (numbers.eps if low == 1 else least)
     values = torch.full((count,), sign * (low + 0.3 * (high - low)))
-    rounded = round_stochastically(values, generator()).float()
-    assert set(rounded.tolist()) == {sign * low, sign * high}
+    rounded = round_stochastically(values, dtype, generator())
+    assert rounded.dtype == dtype
+    assert set(rounded.float().tolist()) == {sign * low, sign * high}
     # Five standard deviations of a share of 0.3.
-    assert (rounded == sign * high).float().mean().item() == pytest.approx(
+    assert (rounded.float() == sign * high).float().mean().item() == pytest.approx(
         0.3, abs=5 * (0.3 * 0.7 / count) ** 0.5
     )
 
 
-def test_the_mean_of_rounded_values_is_theirs():
+@each_dtype
+def test_the_mean_of_rounded_values_is_theirs(dtype: torch.dtype):
     torch.manual_seed(1)
     values = torch.randn(200).repeat(4000, 1)
-    mean = round_stochastically(values, generator()).double().mean(0)
-    # Five standard deviations: that of one value is at most half a step of 2^-7 of it.
-    assert ((mean - values[0]).abs() <= 5 * values[0].abs() * 2.0**-8 / 4000**0.5).all()
+    mean = round_stochastically(values, dtype, generator()).double().mean(0)
+    numbers = torch.finfo(dtype)
+    # Five standard deviations: that of one value is at most half a step of it.
+    most = (values[0].abs() * numbers.eps).clamp(min=numbers.smallest_normal * numbers.eps) / 2
+    assert ((mean - values[0]).abs() <= 5 * most / 4000**0.5).all()
 
 
-def test_values_that_are_bfloat16_already_stay_as_they_are():
-    values = torch.randn(1000).to(torch.bfloat16)
-    assert torch.equal(round_stochastically(values.float(), generator()), values)
+@each_dtype
+def test_values_that_are_of_the_narrow_kind_already_stay_as_they_are(dtype: torch.dtype):
+    bits = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16)
+    every = (bits if dtype.itemsize == 2 else bits.to(torch.int8)).view(dtype)
+    every = every[every.float().isfinite()]
+    rounded = round_stochastically(every.float(), dtype, generator())
+    assert torch.equal(rounded.float(), every.float())
 
 
-def test_infinity_and_nan_stay_what_they_are():
+@each_dtype
+def test_infinity_and_nan_stay_what_they_are(dtype: torch.dtype):
     most = torch.tensor([0x7FFFFFFF], dtype=torch.int32).view(torch.float32)
     values = torch.cat([torch.tensor([float("inf"), float("-inf"), float("nan")]), most])
-    rounded = round_stochastically(values, generator())
-    assert rounded[:2].tolist() == [float("inf"), float("-inf")]
-    assert rounded[2:].isnan().all()
+    rounded = round_stochastically(values, dtype, generator())
+    expected = values.to(dtype).float()
+    assert torch.equal(rounded.float().nan_to_num(7, 8, 9), expected.nan_to_num(7, 8, 9))
+
+
+@each_dtype
+def test_what_is_beyond_the_largest_number_becomes_that(dtype: torch.dtype):
+    most = torch.finfo(dtype).max
+    values = torch.tensor([most, -most]).mul(1 + 2.0**-20).clamp(-3.4e38, 3.4e38).repeat(1000)
+    rounded = round_stochastically(values, dtype, generator()).float()
+    assert rounded.abs().max() <= most
+    assert rounded.isfinite().all()
 
 
 def test_the_same_seed_rounds_alike_and_another_does_not():
     values = torch.randn(100)
-    first = round_stochastically(values, generator())
-    assert torch.equal(round_stochastically(values, generator()), first)
-    assert not torch.equal(round_stochastically(values, generator(1)), first)
+    first = round_stochastically(values, torch.bfloat16, generator())
+    assert torch.equal(round_stochastically(values, torch.bfloat16, generator()), first)
+    assert not torch.equal(round_stochastically(values, torch.bfloat16, generator(1)), first)
 
 
 def test_plain_bfloat16_stalls_where_rounding_by_chance_goes_on():
