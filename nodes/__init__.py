@@ -9,6 +9,7 @@ from .datasets import ImageFolder, ImagesAndCaptions, LatentsAndConditionings
 from .extracting import ExtractAdapter
 from .inspecting import InspectAdapter
 from .loading import LoadAdapter
+from .merging import BakeIntoModel
 from .opening import OpenAdapter
 from .routes import register_routes
 from .saving import SaveAdapter
@@ -30,6 +31,7 @@ NODES: list[type[io.ComfyNode]] = [
     AdapterSchedule,
     AdapterForConditioning,
     InspectAdapter,
+    BakeIntoModel,
     ExtractAdapter,
     OpenAdapter,
     SaveAdapter,

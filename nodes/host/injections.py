@@ -27,6 +27,8 @@ from .standing import Standing, install, owner_of, remove_of, stand
 
 INSTALLED = "anyadapter_installed"
 """Attribute of a model: the dispatchers on its modules and the bank they belong to."""
+CLONING = ("ON_CLONE", "ON_DEEPCLONE_MULTIGPU", "ON_MATCH_MULTIGPU_CLONES")
+"""Events in which a patcher makes another one; ComfyUI 0.3.75 has the first only."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +116,7 @@ def add_hooks(
     patcher.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, note_requests)
     patcher.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, _at_its_strengths)
     patcher.add_callback_with_key(CallbacksMP.ON_DETACH, KEY, _release)
-    for event in ("ON_CLONE", "ON_DEEPCLONE_MULTIGPU", "ON_MATCH_MULTIGPU_CLONES"):
+    for event in CLONING:
         if hasattr(CallbacksMP, event):
             patcher.add_callback_with_key(getattr(CallbacksMP, event), KEY, _mark_as_not_injected)
 
@@ -122,6 +124,18 @@ def add_hooks(
 def is_hooked(patcher: ModelPatcher) -> bool:
     """Whether adapters hang on `patcher` by hooks, which its weights do not show."""
     return patcher.get_attachment(KEY) is not None
+
+
+def remove_hooks(patcher: ModelPatcher) -> None:
+    """Takes the bank off `patcher`, which the caller has cloned, with all that `add_hooks` added."""
+    patcher.remove_attachments(KEY)
+    patcher.remove_injections(KEY)
+    patcher.remove_additional_models(KEY)
+    for wrapped in (WrappersMP.CALC_COND_BATCH, WrappersMP.APPLY_MODEL):
+        patcher.remove_wrappers_with_key(wrapped, KEY)
+    for event in ("ON_DETACH", *CLONING):
+        if hasattr(CallbacksMP, event):
+            patcher.remove_callbacks_with_key(getattr(CallbacksMP, event), KEY)
 
 
 def inject(patcher: ModelPatcher) -> None:

@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+from zlib import crc32
 
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -11,8 +12,10 @@ from comfy.weight_adapter import WeightAdapterBase
 from torch import Tensor
 
 from ...algorithms.adapters import Adapter
+from ...algorithms.adapters.base import widened
 from ...algorithms.binding import Bound, dry_run
 from ...algorithms.errors import UnsupportedLayerError, counted
+from ...algorithms.rounding import round_stochastically
 from ...algorithms.strength import Placed, merged_bias, merged_weight
 from .layers import is_packed, shapes_of
 
@@ -24,6 +27,8 @@ class Layout:
     placed: tuple[Placed, ...]
     of_bias: tuple[bool, ...]
     """Of each adapter: whether its change of the bias is meant, and not that of the weight."""
+    rounded: torch.dtype | None = None
+    """What the result is rounded to by chance; None leaves it to the host, to the nearest."""
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -67,11 +72,24 @@ class AdapterPatch(WeightAdapterBase):
     ) -> Tensor:
         """Returns the patched parameter; the host's parameters of its slices are not used.
 
+        What is rounded by chance comes back in numbers that the weight can hold: the host's own
+        rounding at the end finds nothing to round.
+
         Raises:
             ShapeError: An adapter does not fit, which stops the run: the unpatched weight is
                 never returned in silence.
         """
-        del key, strength_model, offset, function, intermediate_dtype, original_weight
+        del strength_model, offset, function, original_weight
+        layout: Layout = self.loaded_keys
+        if layout.rounded is None:
+            return self._merged(weight, strength)
+        merged = self._merged(widened(weight), strength)
+        generator = torch.Generator(weight.device).manual_seed(crc32(key.encode()))
+        # The dtype in which the host goes on: no narrower than what it stores, of which this is.
+        return round_stochastically(merged, layout.rounded, generator).to(intermediate_dtype)
+
+    def _merged(self, weight: Tensor, strength: float) -> Tensor:
+        """Returns the patched parameter in the dtype of `weight`."""
         layout: Layout = self.loaded_keys
         placed = [
             replace(item, strength=item.strength * strength)
@@ -140,8 +158,8 @@ def _joined(
         (earlier if isinstance(patch[1], AdapterPatch) else others).append(patch)
     if earlier:
         patcher.patches[key] = others
-    layouts = [patch[1].loaded_keys for patch in earlier]
+    layouts: list[Layout] = [patch[1].loaded_keys for patch in earlier]
     before = [pair for old in layouts for pair in zip(old.placed, old.of_bias, strict=True)]
     placed, of_bias = zip(*before, *changes, strict=True)
-    layout = Layout(placed, of_bias)
+    layout = Layout(placed, of_bias, next((old.rounded for old in layouts if old.rounded), None))
     return AdapterPatch(layout, layout.tensors)

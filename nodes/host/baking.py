@@ -1,0 +1,162 @@
+"""Adapters that hang on a model as hooks, turned into weight patches that mean the same."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from uuid import uuid4
+
+import torch
+from comfy.model_patcher import ModelPatcher
+
+from ...algorithms.errors import EditingError, UnsupportedLayerError, listed
+from ...algorithms.strength import Placed
+from .injections import AdapterBank, Loaded, remove_hooks
+from .layers import ORDINARY
+from .memory import KEY
+from .patches import AdapterPatch, Layout, add_patches
+from .stored import owner_of, split, stored, unpacks
+
+BY_CHANCE = (torch.float16, torch.bfloat16)
+"""What the host rounds to the nearest. It rounds fp8 by chance itself: a second time gains nothing
+(measured: a mean off by 1e-4 of the weights before and after)."""
+
+
+@dataclass(frozen=True)
+class Baked:
+    """What a part of the model has as weight patches now."""
+
+    hooked: tuple[Loaded, ...] = ()
+    """The files whose hooks were turned into patches."""
+    patched: tuple[tuple[str, Placed], ...] = ()
+    """(Parameter, adapter) of all patches that there were before."""
+    layers: int = 0
+    """Layers that the pack patches now."""
+    homeless_biases: tuple[str, ...] = ()
+    """Biases that an adapter changes, in a layer that has none: lost."""
+    grown: tuple[str, ...] = ()
+    """Weights that become larger."""
+    packed: tuple[str, ...] = ()
+    """Weights that another pack keeps packed, and patches anew whenever they are used."""
+    by_chance: int = 0
+    """Parameters whose result is rounded by chance."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no adapter was found."""
+        return not self.hooked and not self.patched
+
+
+def bake(patcher: ModelPatcher, *, by_chance: bool = False) -> Baked:
+    """Makes patches of all hooks of the pack on `patcher`, which the caller has cloned.
+
+    Nothing of the hooks stays on it. A weight is computed when the host loads the model, or saves it.
+
+    Args:
+        patcher: The model or text encoders.
+        by_chance: Whether results are rounded up or down by chance, and not to the nearest.
+
+    Raises:
+        EditingError: An adapter has no strength of its own.
+        UnsupportedLayerError: The host cannot patch a weight.
+    """
+    bank: AdapterBank = patcher.get_attachment(KEY) or AdapterBank()
+    _require_fixed(bank.loaded)
+    before = tuple(_patched(patcher))
+    hooked = [one.target.weight for item in bank.loaded for one in item.bound]
+    packed = _packed(patcher, dict.fromkeys([*hooked, *(key for key, _ in before)]))
+    missing: list[str] = []
+    for item in bank.loaded:
+        used = [one for one in item.bound if one.factor * item.dial.strength != 0]
+        missing += add_patches(patcher, used, item.dial.strength) if used else []
+    remove_hooks(patcher)
+    rounded = _round(patcher, by_chance=by_chance)
+    after = list(_patched(patcher))
+    return Baked(
+        hooked=bank.loaded,
+        patched=before,
+        layers=len({split(key)[0] for key, _ in after}),
+        homeless_biases=tuple(dict.fromkeys(missing)),
+        grown=tuple(dict.fromkeys(key for key, item in after if _grows(patcher, key, item))),
+        packed=packed,
+        by_chance=rounded,
+    )
+
+
+def _require_fixed(loaded: Iterable[Loaded]) -> None:
+    """Raises EditingError if the strength of an adapter is not one number."""
+    dials = [item.dial for item in loaded]
+    for names, why, instead in (
+        (
+            [dial.name for dial in dials if dial.schedule is not None],
+            "follows a schedule, and a baked weight is the same at every step",
+            "Take the schedule off",
+        ),
+        (
+            [dial.name for dial in dials if dial.on_request],
+            "acts only on conditionings that ask for it, and a baked weight acts on all",
+            "Let it act on every conditioning",
+        ),
+    ):
+        if names:
+            raise EditingError(
+                f"{listed(names)} {why}. {instead} where it is loaded; or load it behind Bake into "
+                "Model, where it stays a hook."
+            )
+
+
+def _patched(patcher: ModelPatcher) -> Iterator[tuple[str, Placed]]:
+    """Iterates over the adapters among the patches, with the parameters they are on."""
+    for key, patches in patcher.patches.items():
+        for patch in patches:
+            if isinstance(patch[1], AdapterPatch):
+                layout: Layout = patch[1].loaded_keys
+                yield from ((key, item) for item in layout.placed)
+
+
+def _round(patcher: ModelPatcher, *, by_chance: bool) -> int:
+    """Says of every patch of the pack how it is rounded, and returns how many are by chance."""
+    count = 0
+    for key, patches in patcher.patches.items():
+        dtype = stored(patcher, key).dtype
+        rounded = dtype if by_chance and dtype in BY_CHANCE else None
+        for index, patch in enumerate(patches):
+            value = patch[1]
+            if not isinstance(value, AdapterPatch):
+                continue
+            count += rounded is not None
+            if value.loaded_keys.rounded != rounded:
+                value = AdapterPatch(replace(value.loaded_keys, rounded=rounded), value.weights)
+                patches[index] = (patch[0], value, *patch[2:])
+                patcher.patches_uuid = uuid4()  # by which the host knows that weights are others
+    return count
+
+
+def _grows(patcher: ModelPatcher, key: str, item: Placed) -> bool:
+    shape = tuple(stored(patcher, key).shape)
+    return item.rows is None and item.adapter.grown(shape) != shape
+
+
+def _packed(patcher: ModelPatcher, keys: Iterable[str]) -> tuple[str, ...]:
+    """Returns the weights that only their layer can unpack.
+
+    Raises:
+        UnsupportedLayerError: The host would take the packed bytes for the numbers.
+    """
+    packed = tuple(key for key in keys if _is_packed(patcher, key))
+    own_way = type(patcher).patch_weight_to_device is not ModelPatcher.patch_weight_to_device
+    if packed and not own_way:
+        raise UnsupportedLayerError(
+            f"ComfyUI cannot patch the weights of {listed([split(key)[0] for key in packed], 3)}: they "
+            "are packed in a way that it does not know. Load the model in an unquantised form, or "
+            "leave the adapters as hooks."
+        )
+    return packed
+
+
+def _is_packed(patcher: ModelPatcher, key: str) -> bool:
+    held = stored(patcher, key)
+    if unpacks(held):
+        return False
+    owner = owner_of(patcher, split(key)[0])
+    return type(held) not in ORDINARY or not (
+        held.is_floating_point() or hasattr(owner, f"set_{split(key)[1]}")
+    )
