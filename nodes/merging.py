@@ -103,7 +103,7 @@ def _told(name: str, baked: Baked, *, by_chance: bool) -> list[str]:
     lines += [f"{_told_of(item)}." for item in baked.hooked]
     if baked.patched:
         methods = _methods(item.adapter for _, item in baked.patched)
-        lines.append(f"{methods} that was a weight patch already.")
+        lines.append(f"Weight patches before, which stay: {methods}.")
     if baked.by_chance:
         lines.append(f"Rounded by chance: {counted(baked.by_chance, 'parameter')}.")
     elif by_chance:
