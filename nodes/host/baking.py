@@ -10,10 +10,10 @@ from comfy.model_patcher import ModelPatcher
 from ...algorithms.errors import EditingError, UnsupportedLayerError, listed
 from ...algorithms.strength import Placed
 from .injections import AdapterBank, Loaded, remove_hooks
-from .layers import ORDINARY
+from .layers import ORDINARY, is_quantised
 from .memory import KEY
 from .patches import AdapterPatch, Layout, add_patches
-from .stored import owner_of, split, stored, unpacks
+from .stored import owner_of, split, stored
 
 BY_CHANCE = (torch.float16, torch.bfloat16)
 """What the host rounds to the nearest. It rounds fp8 by chance itself: a second time gains nothing
@@ -154,7 +154,7 @@ def _packed(patcher: ModelPatcher, keys: Iterable[str]) -> tuple[str, ...]:
 
 def _is_packed(patcher: ModelPatcher, key: str) -> bool:
     held = stored(patcher, key)
-    if unpacks(held):
+    if is_quantised(held):
         return False
     owner = owner_of(patcher, split(key)[0])
     return type(held) not in ORDINARY or not (

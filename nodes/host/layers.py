@@ -155,28 +155,28 @@ def _weight(module: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
 def _numbers(module: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Returns an ordinary tensor of what a module gives for its weight, before `convert_weight`."""
     if hasattr(module, "cast_bias_weight"):  # layers of GGUF files bring their own
-        return _ordinary(module.cast_bias_weight(dtype=dtype, device=device)[0], dtype)
+        return ordinary(module.cast_bias_weight(dtype=dtype, device=device)[0], dtype)
     if hasattr(module, "_v"):  # ComfyUI 0.28 pages weights in, and holds them until it is told
         held = comfy.ops.cast_bias_weight(
             module, dtype=dtype, device=device, bias_dtype=dtype, offloadable=True
         )
         try:
-            return _ordinary(held[0], dtype).clone()
+            return ordinary(held[0], dtype).clone()
         finally:
             comfy.ops.uncast_bias_weight(module, *held)
     state = _four_bit_state(module)
     if state is not None and not module.weight.is_floating_point():
         return _of_four_bits(module.weight, state)
-    if not _is_quantised(module.weight) and hasattr(module, "weight_function"):
+    if not is_quantised(module.weight) and hasattr(module, "weight_function"):
         weight, _ = comfy.ops.cast_bias_weight(module, dtype=dtype, device=device, bias_dtype=dtype)
-        return _ordinary(weight, dtype)
-    weight = _ordinary(_apart(module.weight).to(device), dtype)
+        return ordinary(weight, dtype)
+    weight = ordinary(_apart(module.weight).to(device), dtype)
     for function in getattr(module, "weight_function", []):
         weight = function(weight)
-    return _ordinary(weight, dtype)
+    return ordinary(weight, dtype)
 
 
-def _is_quantised(weight: Any) -> bool:
+def is_quantised(weight: Any) -> bool:
     """Whether a weight is a tensor of a class that knows how to dequantise itself."""
     # Torch's own tensors have a method of that name, for torch's own quantised dtypes.
     return type(weight).dequantize is not Tensor.dequantize
@@ -195,9 +195,9 @@ def _apart(weight: Any) -> Any:
     return type(weight).__tensor_unflatten__(parts, context, weight.size(), weight.stride())
 
 
-def _ordinary(weight: Any, dtype: torch.dtype) -> Tensor:
+def ordinary(weight: Any, dtype: torch.dtype) -> Tensor:
     """Returns a tensor of torch's own class, dequantised in a dtype where it knows how."""
-    if _is_quantised(weight):
+    if is_quantised(weight):
         return weight.to(dtype).dequantize()
     return weight if type(weight) is Tensor else weight.detach().as_subclass(Tensor)
 
@@ -220,7 +220,7 @@ def _of_four_bits(packed: Tensor, state: Any) -> Tensor:
             "A layer is packed in 4 bits by bitsandbytes, which is not loaded, and this method "
             "needs the numbers of its weight. Load the model in another form, such as fp8."
         )
-    return functional.dequantize_4bit(_ordinary(packed, packed.dtype), state)
+    return functional.dequantize_4bit(ordinary(packed, packed.dtype), state)
 
 
 def _bias(module: Any, device: torch.device, dtype: torch.dtype) -> Tensor | None:
@@ -230,7 +230,7 @@ def _bias(module: Any, device: torch.device, dtype: torch.dtype) -> Tensor | Non
         return None
     if type(bias) not in ORDINARY and hasattr(module, "get_weight"):
         bias = module.get_weight(bias.to(device), dtype)  # GGUF files have packed ones too
-    bias = _ordinary(bias.detach(), dtype).to(device, dtype)
+    bias = ordinary(bias.detach(), dtype).to(device, dtype)
     paged = getattr(module, "bias_lowvram_function", None)
     for function in (*([] if paged is None else [paged]), *getattr(module, "bias_function", [])):
         bias = function(bias)

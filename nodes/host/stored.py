@@ -6,8 +6,6 @@ from typing import Any
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from .layers import ORDINARY
-
 
 def split(key: str) -> tuple[str, str]:
     """Returns the path of the module that a key of a state dict is in, and the name there."""
@@ -49,12 +47,6 @@ def stored(patcher: ModelPatcher, key: str) -> Tensor:
         if key in patcher.hook_backup:  # by conditionings, on top of all else
             return patcher.hook_backup[key][0]
     return getattr(owner, name)
-
-
-def unpacks(held: Tensor) -> bool:
-    """Whether a tensor is of a class of its own that says what its numbers are."""
-    kind: Any = type(held)
-    return kind not in ORDINARY and kind.dequantize is not Tensor.dequantize
 
 
 def _walk(start: Any, steps: Sequence[str]) -> Any:

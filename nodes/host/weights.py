@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ...algorithms.errors import UnsupportedLayerError
 from .baking import bake
-from .layers import ORDINARY, layer_of
+from .layers import ORDINARY, is_quantised, layer_of, ordinary
 from .patches import AdapterPatch
-from .stored import owner_of, split, stored, unpacks
+from .stored import owner_of, split, stored
 
 CPU = torch.device("cpu")
 
@@ -110,8 +110,8 @@ def _numbers(owner: Any, name: str, held: Tensor) -> Tensor | None:
         numbers = held.detach().to(CPU, torch.float32, copy=True)
         convert = getattr(owner, f"convert_{name}", None)  # fp8 with a scale
         return numbers if convert is None else convert(numbers, inplace=False)
-    if unpacks(held):
-        return held.detach().to(CPU).to(torch.float32).dequantize().to(torch.float32)
+    if is_quantised(held):
+        return ordinary(held.detach().to(CPU), torch.float32).to(torch.float32)
     return _by_layer(owner, name, held)
 
 

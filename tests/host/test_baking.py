@@ -319,9 +319,8 @@ def test_by_chance_small_changes_are_kept_in_the_mean(dtype: torch.dtype, mode: 
 
 
 def test_parameters_are_rounded_apart_from_each_other() -> None:
-    layer = linear(torch.bfloat16)
-    layer.weight.data, layer.bias.data = torch.ones(512, 6), torch.ones(512)
-    layer.to(torch.bfloat16)
+    layer = linear(torch.bfloat16, outputs=512)
+    layer.weight.data.fill_(1), layer.bias.data.fill_(1)
     change = Diff(torch.full((512, 6), 0.004), torch.full((512,), 0.004))
     made = weights(baked(adapted(patcher_of(layer), [bound(change)], 1.0), by_chance=True))
     assert len(made[BIAS].unique()) == 2
