@@ -170,7 +170,7 @@ def _numbers(module: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
     if not is_quantised(module.weight) and hasattr(module, "weight_function"):
         weight, _ = comfy.ops.cast_bias_weight(module, dtype=dtype, device=device, bias_dtype=dtype)
         return ordinary(weight, dtype)
-    weight = ordinary(_apart(module.weight).to(device), dtype)
+    weight = ordinary(apart(module.weight).to(device), dtype)
     for function in getattr(module, "weight_function", []):
         weight = function(weight)
     return ordinary(weight, dtype)
@@ -182,7 +182,7 @@ def is_quantised(weight: Any) -> bool:
     return type(weight).dequantize is not Tensor.dequantize
 
 
-def _apart(weight: Any) -> Any:
+def apart(weight: Any) -> Any:
     """Returns a quantised weight as another tensor that shares its numbers.
 
     In ComfyUI 0.3.75, to cast one changes what the tensor itself takes for its dtype: its layer

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...algorithms.errors import UnsupportedLayerError
 from .baking import bake
-from .layers import ORDINARY, is_quantised, layer_of, ordinary
+from .layers import ORDINARY, apart, is_quantised, layer_of, ordinary
 from .patches import AdapterPatch
 from .stored import owner_of, split, stored
 
@@ -111,7 +111,7 @@ def _numbers(owner: Any, name: str, held: Tensor) -> Tensor | None:
         convert = getattr(owner, f"convert_{name}", None)  # fp8 with a scale
         return numbers if convert is None else convert(numbers, inplace=False)
     if is_quantised(held):
-        return ordinary(held.detach().to(CPU), torch.float32).to(torch.float32)
+        return ordinary(apart(held).to(CPU), torch.float32).to(torch.float32)
     return _by_layer(owner, name, held)
 
 
