@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import psutil
 import torch
 
+import editing
 import memory
 import prompts
 import quantised
@@ -195,6 +196,7 @@ PROMPTS: "Mapping[str, Callable[[prompts.Prompts, Settings], Result]]" = {
 """What needs a ComfyUI in another process."""
 ALONE: Mapping[str, Callable[[Settings], Result]] = {
     "memory": peak_memory,
+    **editing.COMPARISONS,
     **training.COMPARISONS,
 }
 """What starts processes of its own."""
