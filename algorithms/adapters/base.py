@@ -422,3 +422,18 @@ def scale_of(alpha: float | None, rank: int) -> float:
 def widened(tensor: Tensor) -> Tensor:
     """Returns `tensor` in float32 or better: changes of weights are computed no lower."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def roomy(tensor: Tensor) -> Tensor:
+    """Returns a tensor of float8 in float16, which holds the same numbers and computes with them."""
+    narrow = tensor.is_floating_point() and tensor.element_size() == 1
+    return tensor.half() if narrow else tensor
+
+
+def times(tensor: Tensor, factor: float) -> Tensor:
+    """Returns the product, computed in float32 or better, in the dtype of the tensor if it has room."""
+    if factor == 1:
+        return tensor
+    product = widened(tensor) * factor
+    made = product.to(roomy(tensor).dtype)
+    return product if made.isinf().any() else made

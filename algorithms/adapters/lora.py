@@ -31,6 +31,7 @@ from .base import (
     Role,
     Work,
     scale_of,
+    times,
     widened,
 )
 from .forms import Product
@@ -179,8 +180,8 @@ class Lora(Adapter):
         # One rounding at most: a power of two changes no digit. Small numbers of float16 would be
         # lost if one factor took all of it.
         half = 2.0 ** round(math.log2(abs(scale)) / 2)
-        bias = None if self.bias is None else _times(self.bias, scale)
-        return Lora(_times(self.up, scale / half), _times(self.down, half), bias=bias)
+        bias = None if self.bias is None else times(self.bias, scale)
+        return Lora(times(self.up, scale / half), times(self.down, half), bias=bias)
 
     def sliced(self, rank: int) -> "Lora":
         """Returns the first `rank` ranks, as DyLoRA trains them to be used; alpha stays as it is.
@@ -277,11 +278,6 @@ class LoraTucker(Adapter):
         down = kaiming((rank, inputs, *[1] * len(kernel)), generator)
         mid = kaiming((rank, rank, *kernel), generator)
         return cls(torch.zeros(outputs, rank, *[1] * len(kernel)), mid, down, config.alpha)
-
-
-def _times(tensor: Tensor, factor: float) -> Tensor:
-    """Returns the product, computed in float32 or better, in the dtype of the tensor."""
-    return tensor if factor == 1 else (widened(tensor) * factor).to(tensor.dtype)
 
 
 DYLORA_BLOCK_SIZE = 4

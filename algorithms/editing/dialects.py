@@ -164,7 +164,7 @@ class _Layers:
         count = self.key_map.shapes[unit.weight][0]
         maps = [(one, places(one.target, unit, count)) for one in bound]
         maps = [(one, rows) for one, rows in maps if bool((rows >= 0).any())]
-        doras = [(self._fitted(one), rows) for one, rows in maps if isinstance(one.adapter, Dora)]
+        doras = [(self._fitted(one), rows) for one, rows in maps if self._has_lengths_of_rows(one)]
         if len(doras) > 1 and len(doras) == len(maps):
             together = stacked(doras)
             if together is not None:
@@ -209,6 +209,11 @@ class _Layers:
         blank = torch.empty(self._shape(one.target), device="meta")
         change, shift = one.adapter.delta_weight(blank), one.adapter.delta_bias(None)
         return Diff(change, shift)
+
+    def _has_lengths_of_rows(self, one: Bound) -> bool:
+        """Whether it is DoRA whose magnitudes are those of outputs."""
+        adapter = one.adapter
+        return isinstance(adapter, Dora) and adapter.axis(self._shape(one.target)) == "outputs"
 
     def _fitted(self, one: Bound) -> Adapter:
         """Returns an adapter whose factors have the axes of the layer."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..adapters import Adapter
-from ..adapters.base import widened
+from ..adapters.base import roomy, times, widened
 from ..adapters.diff import Diff
 from ..adapters.dora import Dora
 from ..adapters.loha import Loha
@@ -47,6 +47,7 @@ def on_rows(
         rows: For each of the rows which row of the adapter's own it is; -1 is left unchanged.
         shape: Of the weight that the adapter is for.
     """
+    adapter = _roomy(adapter)
     if isinstance(adapter, Lora) and adapter.reshape is None:
         up, used = _used(adapter.up, rows)
         bias = None if adapter.bias is None else _picked(adapter.bias, rows)
@@ -76,6 +77,7 @@ def joined(adapters: Sequence[Adapter]) -> Adapter | None:
     first, *others = adapters
     if not others:
         return first
+    adapters = [_roomy(one) for one in adapters]
     loras = [one for one in adapters if isinstance(one, Lora)]
     if len(loras) == len(adapters):
         return _joined_loras(loras)
@@ -96,7 +98,8 @@ def stacked(adapters: Sequence[tuple[Adapter, Integer[Tensor, " P"]]]) -> Adapte
     Args:
         adapters: Each with the rows of the whole, as for `on_rows`.
     """
-    doras = [(one, rows) for one, rows in adapters if isinstance(one, Dora)]
+    several = [(_roomy(one), rows) for one, rows in adapters]
+    doras = [(one, rows) for one, rows in several if isinstance(one, Dora)]
     filled = torch.stack([rows >= 0 for _, rows in adapters]).sum(0)
     if len(doras) != len(adapters) or not bool((filled == 1).all()):
         return None
@@ -115,19 +118,25 @@ def stacked(adapters: Sequence[tuple[Adapter, Integer[Tensor, " P"]]]) -> Adapte
     return None if total is None else Dora(total, scale.reshape(-1, *ones))
 
 
+def _roomy(adapter: Adapter) -> Adapter:
+    """Returns an adapter of float8 in float16: in the other, tensors cannot be cut or added."""
+    tensors = {name: roomy(one) for name, one in adapter.tensors().items()}
+    return adapter.with_tensors(tensors)
+
+
 def _joined_loras(loras: Sequence[Lora]) -> Lora:
     scale = loras[0].scale
     ups: list[Tensor] = []
     downs: list[Tensor] = []
     for lora in loras:
-        up = _times(lora.up, lora.scale / scale)
+        up = times(lora.up, lora.scale / scale)
         known = next((i for i, down in enumerate(downs) if _same(down, lora.down)), None)
         if known is not None and _are_apart([ups[known], up]):
             ups[known] = ups[known] + up
         else:
             ups.append(up)
             downs.append(lora.down)
-    biases = [_times(one.bias, one.scale / scale) for one in loras if one.bias is not None]
+    biases = [times(one.bias, one.scale / scale) for one in loras if one.bias is not None]
     down = torch.cat(_in_one_dtype(downs))
     up = torch.cat(_in_one_dtype(ups), 1)
     return Lora(up, down, scale * down.shape[0], _sum(biases) if biases else None)
@@ -136,7 +145,7 @@ def _joined_loras(loras: Sequence[Lora]) -> Lora:
 def _joined_lohas(lohas: Sequence[Loha]) -> Loha:
     """Returns LoHas on different rows as one: in each row only its own ranks are other than zero."""
     scale = lohas[0].scale
-    w1_a = [_times(one.w1_a, one.scale / scale) for one in lohas]
+    w1_a = [times(one.w1_a, one.scale / scale) for one in lohas]
     columns = [
         *(torch.cat(_in_one_dtype(w1_a), 1), torch.cat(_in_one_dtype([o.w1_b for o in lohas]))),
         torch.cat(_in_one_dtype([one.w2_a for one in lohas]), 1),
@@ -174,10 +183,6 @@ def _are_apart(ups: Sequence[Float[Tensor, "O R ..."]]) -> bool:
 
 def _same(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other)
-
-
-def _times(tensor: Tensor, factor: float) -> Tensor:
-    return tensor if factor == 1 else (widened(tensor) * factor).to(tensor.dtype)
 
 
 def _sum(tensors: Sequence[Tensor]) -> Tensor:

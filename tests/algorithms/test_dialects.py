@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -304,6 +305,66 @@ def test_dora_on_some_parts_only_is_not_joined() -> None:
         in_dialect(read(every[0] | every[1]), [flux()], "kohya")
     with pytest.raises(EditingError, match="DoRA"):
         in_dialect(read(every[0] | every[1] | lora(parts[2], (6, 6))), [flux()], "kohya")
+
+
+def dora_of_inputs(module: str, outputs: int) -> dict[str, Tensor]:
+    return lora(module, (outputs, 6)) | {f"{module}.dora_scale": random(1, 6).abs()}
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_dora_with_lengths_of_inputs_is_not_joined(whole: bool) -> None:
+    """Was joined as if they were of outputs, where the parts are square, and an IndexError else."""
+    start = "transformer.transformer_blocks.0.attn.to_"
+    tensors = {key: one for name in "qkv" for key, one in dora_of_inputs(start + name, 6).items()}
+    with pytest.raises(EditingError, match=r"to_q is LoRA with DoRA .* convert it to LoRA first"):
+        in_dialect(read(tensors), [flux()], "kohya", whole=whole)
+    start = "transformer.single_transformer_blocks.0."
+    for name, outputs in {"attn.to_q": 6, "attn.to_k": 6, "attn.to_v": 6, "proj_mlp": 24}.items():
+        tensors |= dora_of_inputs(start + name, outputs)
+    one = {key: tensor for key, tensor in tensors.items() if key.startswith(start)}
+    with pytest.raises(EditingError, match=r"to_q is LoRA with DoRA .* convert it to LoRA first"):
+        in_dialect(read(one), [flux()], "kohya", whole=whole)
+
+
+@pytest.mark.parametrize("make", [lora, loha, whole])
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+def test_numbers_of_8_bits_are_widened_where_they_are_cut_and_joined(
+    make: Callable[[str, Any], dict[str, Tensor]], dtype: torch.dtype
+) -> None:
+    """Was a NotImplementedError of torch."""
+    name = "lora_unet_double_blocks_0_img_attn_qkv"
+    tensors = make(name, (18, 6) if make is lora else 18)
+    tensors = {key: one.to(dtype) if one.ndim else one for key, one in tensors.items()}
+    expected = effect(read(tensors), flux())
+    parts = through(read(tensors), [flux()], "onetrainer")
+    assert_same(effect(parts, flux()), expected)
+    narrow: dict[str, tuple[Adapter, ...]] = {
+        module: tuple(one.to("cpu", dtype) for one in several)
+        for module, several in parts.adapters.items()
+    }
+    joined = through(AdapterSet("a", narrow, parts.metadata), [flux()], "kohya")
+    assert_same(effect(joined, flux()), expected)
+
+
+def test_a_scale_that_is_no_power_of_two_is_not_rounded_to_8_bits() -> None:
+    tensors = {
+        key: one.to(torch.float8_e4m3fn) if one.ndim else one
+        for key, one in lora("lora_unet_img_in", (6, 4)).items()
+    }
+    found = effect(through(read(tensors), [flux()], "diffusers"), flux())
+    assert_same(found, effect(read(tensors), flux()), 1e-3)
+
+
+def test_a_large_scale_does_not_go_beyond_float16() -> None:
+    """Was an error that said that the training went wrong."""
+    start = "lora_unet_img_in"
+    tensors = {
+        f"{start}.lora_up.weight": (random(6, 2) * 300).half(),
+        f"{start}.lora_down.weight": (random(2, 4) * 1e-3).half(),
+        f"{start}.alpha": torch.tensor(2 * 40000.0),
+    }
+    found = effect(through(read(tensors), [flux()], "diffusers"), flux())
+    assert_same(found, effect(read(tensors), flux()), 1e-3)
 
 
 def test_a_module_without_a_home_or_a_name_is_named() -> None:
