@@ -8,11 +8,12 @@ from torch import Tensor
 
 from ..adapters import Adapter
 from ..adapters.base import Spelling
+from ..adapters.lora import Lora
 from ..errors import EditingError, listed
 from ..formats.hashes import with_hashes
 from ..formats.metadata import AdapterMetadata
 from ..formats.parse import AdapterSet, parse_tensors
-from ..formats.write import settled, to_tensors
+from ..formats.write import for_kohya, for_peft, settled, to_tensors
 from ..keymap import KeyMap
 from .dialects import DialectName, in_dialect, spelling_of
 from .header_lines import laid_over
@@ -68,7 +69,7 @@ def file_content(
     known = adapter_set.metadata if wish.keeps_metadata else AdapterMetadata({})
     strings = laid_over(known.strings, wish.changes)
     wanted = replace(adapter_set, metadata=replace(known, strings=strings), unclaimed=())
-    spelling: Spelling = "kohya"
+    spelling: Spelling | None = None
     if not key_maps:
         require_model(wish.dialect)
     for dialect in DIALECTS:
@@ -76,13 +77,55 @@ def file_content(
             wanted, sentences = in_dialect(wanted, key_maps, dialect, whole=wish.whole)
             spelling = spelling_of(dialect)
             notes += sentences
-    tensors, strings = to_tensors(settled(wanted), spelling)
+    if spelling is None:
+        wanted, spelling, sentences = _as_it_is(wanted)
+        notes += sentences
+    else:
+        wanted = _spelled(wanted, spelling)
+    if spelling == "peft" and _loses_scale_of_cuts(adapter_set):
+        notes.append(
+            "PEFT's files have no alpha, so that the first ranks of this DyLoRA, used alone, act "
+            "weaker than those of the file it was: cut it before it is saved."
+        )
+    tensors, strings = to_tensors(wanted, spelling)
     if wish.dtype != AS_IT_IS:
         tensors, loss = in_dtype(tensors, DTYPES[wish.dtype])
         notes += [loss] if loss else []
     if wish.keeps_metadata:
         strings = with_hashes(strings, tensors)
     return FileContent(tensors, strings, _read_back(wanted, tensors, strings), tuple(notes))
+
+
+def _spelled(adapter_set: AdapterSet, spelling: Spelling) -> AdapterSet:
+    """Returns a set as a file in a spelling holds it.
+
+    Raises:
+        EditingError: It has no place for a method.
+    """
+    ready = settled(adapter_set)
+    return for_peft(ready) if spelling == "peft" else for_kohya(ready)
+
+
+def _as_it_is(adapter_set: AdapterSet) -> tuple[AdapterSet, Spelling, list[str]]:
+    """Returns a set for the spelling that it came in, or for kohya's, and why."""
+    if adapter_set.spelling == "kohya":
+        return _spelled(adapter_set, "kohya"), "kohya", []
+    try:
+        return _spelled(adapter_set, "peft"), "peft", []
+    except EditingError as error:
+        note = (
+            "Its tensors are named as sd-scripts does (lora_up, lora_down), and not as they were: "
+            f"PEFT and diffusers cannot have them. {error}"
+        )
+        return _spelled(adapter_set, "kohya"), "kohya", [note]
+
+
+def _loses_scale_of_cuts(adapter_set: AdapterSet) -> bool:
+    """Whether the first ranks of a DyLoRA would have a larger scale where alpha is in the tensors."""
+    every = [one for several in adapter_set.adapters.values() for one in several]
+    return adapter_set.metadata.is_dylora and any(
+        isinstance(one, Lora) and one.alpha and not one.constant_scale for one in every
+    )
 
 
 def require_model(dialect: str) -> None:
@@ -123,4 +166,4 @@ def _read_back(
 
 
 def _names(adapters: tuple[Adapter, ...]) -> list[str]:
-    return sorted(one.name for one in adapters)
+    return sorted(one.label for one in adapters)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..adapters import ADAPTERS, Adapter, Role
+from ..adapters.base import ALPHA, Spelling
 from ..adapters.diff import Diff, FullRank
 from ..adapters.dora import Dora
 from ..adapters.lora import UP
@@ -53,6 +54,8 @@ class AdapterSet:
     """Textual inversions that lie in the file beside its adapters."""
     notes: tuple[str, ...] = ()
     """Sentences about what was assumed or corrected."""
+    spelling: Spelling = "kohya"
+    """How the tensors of its LoRAs were named."""
 
     def sliced(self, rank: int) -> "AdapterSet":
         """Returns the set with every low-rank adapter cut to its first `rank` ranks."""
@@ -300,7 +303,18 @@ def parse_tensors(
             _finite(vector, f"the embedding {name} {encoder}".rstrip(), source)
     if known.config:
         notes = (*notes, "What its tensors do not say is from adapter_config.json beside the file.")
-    return AdapterSet(source, adapters, known, tuple(unclaimed), embeddings, notes)
+    spelling = _spelling(modules)
+    return AdapterSet(source, adapters, known, tuple(unclaimed), embeddings, notes, spelling)
+
+
+PEFTS_OWN = re.compile(r"\.lora_A(\.[^.]+)?\.weight")
+
+
+def _spelling(modules: Mapping[str, Suffixes]) -> Spelling:
+    """Returns how the LoRAs of a file are named; those with an alpha beside them are no PEFT's."""
+    suffixes = {suffix for own in modules.values() for suffix in own}
+    pefts = any(PEFTS_OWN.fullmatch(one) for one in suffixes)
+    return "peft" if pefts and not suffixes.intersection(ALPHA.suffixes) else "kohya"
 
 
 def _refused(keys: Iterable[str], source: str) -> tuple[str, ...]:

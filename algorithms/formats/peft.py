@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..errors import EditingError, counted, listed
+
 
 @dataclass(frozen=True)
 class PeftType:
@@ -199,6 +201,8 @@ def by_pattern(patterns: Any, module: str, default: Any) -> Any:
 
 COMPONENTS = re.compile(r"(unet|transformer(_2)?|text_encoder(_[23])?|diffusion_model)\.")
 """What stands before the names of a model inside of a pipeline."""
+OF_HOST = "diffusion_model."
+"""The component whose layers have the host's names, which are no names of diffusers."""
 
 
 WRAPPER = "base_model.model."
@@ -212,9 +216,13 @@ def name_in_model(module: str) -> str:
     """
     if module.startswith(WRAPPER):
         return module.removeprefix(WRAPPER)
-    component = COMPONENTS.match(module)
-    name = module if component is None else module[component.end() :]
-    return name.removeprefix(WRAPPER)
+    return module.removeprefix(component(module)).removeprefix(WRAPPER)
+
+
+def component(module: str) -> str:
+    """Returns the component of a pipeline that a name begins with, and its dot; empty for none."""
+    found = COMPONENTS.match(module)
+    return "" if found is None else found.group()
 
 
 @dataclass(frozen=True)
@@ -236,17 +244,43 @@ def lora_config(modules: Mapping[str, LoraFacts]) -> dict[str, Any]:
 
     Args:
         modules: Module name in the file -> what it is.
+
+    Raises:
+        EditingError: PEFT has no configuration for LoRAs of these kinds beside each other.
     """
     by_component: dict[str, dict[str, LoraFacts]] = defaultdict(dict)
     for module, facts in modules.items():
-        component = COMPONENTS.match(module)
-        start = "" if component is None else component.group()
-        by_component[start][name_in_model(module)] = facts
+        by_component[component(module)][name_in_model(module)] = facts
+    for start, named in by_component.items():
+        _require_one_kind(start, named)
     return {
         start + key: value
         for start, named in by_component.items()
         for key, value in _config_of(named).items()
     }
+
+
+def _require_one_kind(start: str, named: Mapping[str, LoraFacts]) -> None:
+    """Checks that PEFT can have these LoRAs in one model.
+
+    Raises:
+        EditingError: Some have DoRA and others not, or DoRA changes a bias.
+    """
+    where = f" of {start.removesuffix('.')}" if start else ""
+    with_dora = [name for name, facts in named.items() if facts.decomposed]
+    biased = [name for name in with_dora if named[name].biased]
+    if biased:
+        raise EditingError(
+            f"{counted(len(biased), 'layer')}{where} with DoRA change the bias too, which PEFT and "
+            f"diffusers refuse: {listed(biased, 3)}. Save it for another tool."
+        )
+    without = [name for name, facts in named.items() if not facts.decomposed]
+    if with_dora and without:
+        raise EditingError(
+            f"{counted(len(with_dora), 'layer')}{where} have DoRA and {len(without)} have not, for "
+            f"example {without[0]}, and PEFT and diffusers know it for all layers of a model only. "
+            "Convert it to LoRA first (Convert Adapter), or save it for another tool."
+        )
 
 
 def _config_of(named: Mapping[str, LoraFacts]) -> dict[str, Any]:

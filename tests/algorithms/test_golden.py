@@ -17,6 +17,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from anyadapter.algorithms.editing.file_content import Writing, file_content
 from anyadapter.algorithms.errors import FormatError
 from anyadapter.algorithms.formats.parse import AdapterSet, parse_file, parse_tensors
 from anyadapter.algorithms.formats.read import read_file
@@ -207,6 +208,30 @@ def test_what_is_saved_again_is_completed_only_once(file: Golden) -> None:
         expected, found = (changes(one, module, layer) for one in (made, again))
         for change, same in zip(expected, found, strict=True):
             assert (same - change).norm() <= 1e-6 * change.norm()
+
+
+BESIDE_OTHER_CHANGES = (
+    *("peft/lora_modules_to_save", "peft/lora_trains_biases", "written/ai_toolkit_fullrank"),
+)
+"""Files with LoRA's names in PEFT, of which something is no LoRA."""
+
+
+@each_file
+def test_what_is_saved_as_it_is_keeps_its_changes_and_its_spelling(file: Golden) -> None:
+    """Files of PEFT got the suffixes of kohya, which diffusers reads without scale and DoRA."""
+    made = adapters_of(file.path)
+    content = file_content(made, Writing())
+    for module, layer in file.layers.items():
+        expected, found = (changes(one, module, layer) for one in (made, content.adapter_set))
+        for change, same in zip(expected, found, strict=True):
+            assert (same - change).norm() <= 1e-6 * change.norm()
+    before = read_file(file.path).header.forms
+    of_peft = any(key.endswith(".lora_A.weight") for key in before)
+    if of_peft and not any(key.endswith(".alpha") for key in before):
+        own = (".lora_A.weight", ".lora_B.weight", ".lora_B.bias", ".lora_magnitude_vector")
+        is_kept = all(key.endswith(own) for key in content.tensors)
+        assert is_kept is not any("as sd-scripts does" in note for note in content.notes)
+        assert is_kept is (file.name not in BESIDE_OTHER_CHANGES)
 
 
 @pytest.mark.parametrize(

@@ -28,9 +28,10 @@ from anyadapter.algorithms.editing.header_lines import laid_over
 from anyadapter.algorithms.editing.precision import in_dtype
 from anyadapter.algorithms.errors import AdapterError, EditingError, FileError, StorageError
 from anyadapter.algorithms.formats.hashes import with_hashes
-from anyadapter.algorithms.formats.metadata import SETTLED, AdapterMetadata
+from anyadapter.algorithms.formats.metadata import PEFT_CONFIG, SETTLED, AdapterMetadata
 from anyadapter.algorithms.formats.parse import AdapterSet, parse_file, parse_tensors
 from anyadapter.algorithms.formats.read import read_file, read_header
+from anyadapter.algorithms.formats.write import for_kohya
 from anyadapter.nodes import opening, saving
 from anyadapter.nodes.host.files import adapter_names, load_adapter
 from anyadapter.nodes.opening import OpenAdapter
@@ -100,14 +101,20 @@ def test_every_method_changes_after_it_was_saved_what_it_changed_before(
     name, saved, _ = save(
         AdapterSet("a", {"lora_unet_x": (adapter,)}, AdapterMetadata({})), dtype=dtype
     )
-    again = only(load_adapter(name))
+    again = total(layer, load_adapter(name))
     exact = change(layer, adapter)
-    assert relative_error(change(layer, again), exact) < TOLERANCES[dtype]
-    assert torch.equal(change(layer, only(saved)), change(layer, again))
+    assert relative_error(again, exact) < TOLERANCES[dtype]
+    assert torch.equal(total(layer, saved), again)
     for key, tensor in load_file(loras / name).items():
-        single = tensor.ndim == 0 or not tensor.is_floating_point()
-        assert tensor.dtype == DTYPES[dtype] or single, key
-    require_same(again, adapter.to("cpu", DTYPES[dtype]))
+        kept = tensor.ndim == 0 or not tensor.is_floating_point()
+        assert tensor.dtype == DTYPES[dtype] or kept, key
+
+
+def total(layer: LayerCase, adapter_set: AdapterSet) -> Tensor:
+    """What the adapters of a file on one layer change; a bias is apart from its LoRA there."""
+    (several,) = adapter_set.adapters.values()
+    every = [change(layer, one) for one in several]
+    return torch.stack(every).sum(0)
 
 
 def test_saved_as_it_is_every_tensor_is_bit_for_bit_what_it_was(loras: Path):
@@ -392,8 +399,11 @@ def test_a_file_of_any_tool_without_its_metadata_is_read_back_the_same(path: Pat
     except AdapterError:
         pytest.skip("it cannot be loaded")
     content = file_content(made, Writing(keeps_metadata=False))
+    if made.spelling == "peft":
+        assert set(content.strings) <= {SETTLED, PEFT_CONFIG}
+        return  # what is in which tensor has changed: tests/algorithms/test_golden.py
     assert set(content.strings) == {SETTLED}
-    for module, several in made.adapters.items():
+    for module, several in for_kohya(made).adapters.items():
         again = {one.name: one for one in content.adapter_set.adapters[module]}
         for one in several:
             assert again[one.name].unstored() == one.unstored()
