@@ -6,16 +6,20 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ..adapters.dora import Dora
 from ..errors import EditingError, counted, listed
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 """What adapters are saved in, by name."""
+MAGNITUDES = tuple(suffix for role in Dora.roles for suffix in role.suffixes if "*" not in suffix)
 
 
 def in_dtype(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> tuple[dict[str, Tensor], str]:
     """Returns the tensors of a file in a dtype, and a sentence on what that lost; empty for nothing.
 
-    Whole numbers keep theirs, as positions and sizes do, and so do single numbers, as alpha.
+    Whole numbers keep theirs, as positions and sizes do, and so do single numbers, as alpha. DoRA's
+    magnitudes are in float32: the change is the small difference of such a length and that of the
+    base, and rounding the length may lose half of it.
 
     Args:
         tensors: Key -> tensor.
@@ -31,7 +35,8 @@ def in_dtype(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> tuple[dict[st
         made[key] = tensor
         if not tensor.is_floating_point() or tensor.ndim == 0 or tensor.dtype == dtype:
             continue
-        made[key] = rounded = tensor.to(dtype)
+        own = torch.float32 if key.endswith(MAGNITUDES) else dtype
+        made[key] = rounded = tensor.to(own)
         exact = tensor.double()
         if not rounded.isfinite().all():
             too_large.append(f"{key} (up to {exact.abs().max().item():.3g})")
