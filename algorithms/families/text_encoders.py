@@ -1,7 +1,9 @@
 """Text encoders: which ones a CLIP has, their numbers, and how files name their layers.
 
 Tools number the encoders of a model as its diffusers pipeline does: `lora_te2_` and
-`text_encoder_2.` are CLIP-G in SDXL and SD 3, T5 in Flux, CLIP-L in HunyuanVideo.
+`text_encoder_2.` are CLIP-G in SDXL and SD 3, T5 in Flux, CLIP-L in HunyuanVideo. Only sd-scripts calls
+T5 `lora_te3_` in Flux too. An encoder that is left out keeps its number: CLIP-G beside T5 is the second
+one of SD 3, without the first.
 """
 
 import re
@@ -21,9 +23,8 @@ LyCORIS."""
 NUMBERED = (("lora_te", "_"), ("text_encoder_", "."))
 FIRST = ("lora_te_", "lora_prior_te_", "text_encoder.")
 ENDS = ("transformer.", "")
-ALONE = {"CLIP-G": (2,), "T5": (1, 2, 3)}
-"""Numbers in files of an encoder that is loaded alone: the SDXL refiner has the second one of SDXL
-and no first, and the names of T5 are no other encoder's."""
+T5_NUMBERS = (1, 2, 3)
+"""Numbers of T5 in files: with any of them it is known, as its names are no other encoder's."""
 
 STARTS = re.compile(
     r"(?:lora_te|lora_prior_te)(?P<underscored>\d?)_"
@@ -80,13 +81,19 @@ def text_encoder_parts(shapes: Shapes) -> tuple[Part, ...]:
     order = encoders(shapes)
     return tuple(
         _part(encoder, number, alone=len(order) == 1, shapes=shapes)
-        for number, encoder in enumerate(order, 1)
+        for number, encoder in _numbered(order)
     )
+
+
+def _numbered(order: tuple[str, ...]) -> Iterator[tuple[int, str]]:
+    """Returns encoders with their numbers: CLIP-G first is the second one of SDXL or SD 3."""
+    return enumerate(order, 2 if order and kind(order[0]) == "CLIP-G" else 1)
 
 
 def _part(encoder: str, number: int, *, alone: bool, shapes: Shapes) -> Part:
     inside = f"{encoder}.transformer."
     host: dict[Target, str] = {}
+    bare: dict[Target, str] = {}
     names: list[tuple[str, Target]] = []
     for key in shapes:
         path, _, parameter = key.removeprefix(inside).rpartition(".")
@@ -94,16 +101,19 @@ def _part(encoder: str, number: int, *, alone: bool, shapes: Shapes) -> Part:
             continue
         name = path if parameter == "weight" else f"{path}.{parameter}"
         host[Target(key)] = name
+        bare[Target(key)] = name.removeprefix("model.")
         names += [(other, Target(key)) for other in _spellings(name)]
-    numbers = ALONE.get(kind(encoder), (1,)) if alone else (number,)
-    number = numbers[0]
+    is_t5 = kind(encoder) == "T5"
+    numbers = T5_NUMBERS if is_t5 else (number,)
     prefixes = [f"{start}{one}{end}" for one in numbers for start, end in NUMBERED]
     prefixes += FIRST if alone or number == 1 else ()
     prefixes += [f"{start}{encoder}.{end}" for start in ("text_encoders.", "") for end in ENDS]
     diffusers = "text_encoder." if number == 1 else f"text_encoder_{number}."
     dialects = (
         Dialect("comfy", f"text_encoders.{inside}", "host"),
-        Dialect("kohya", "lora_te_" if alone else f"lora_te{number}_", "host", underscored=True),
+        Dialect(
+            "kohya", _of_kohya(number, alone=alone, is_t5=is_t5), "diffusers", underscored=True
+        ),
         Dialect("onetrainer", f"lora_te{number}_", "host", underscored=True),
         Dialect("diffusers", diffusers, "host"),
     )
@@ -112,7 +122,14 @@ def _part(encoder: str, number: int, *, alone: bool, shapes: Shapes) -> Part:
             Dialect("peft", "base_model.model.", "host"),
             Dialect("lycoris", "lycoris_", "host", underscored=True),
         )
-    return Part((*prefixes, *WRAPPERS), tuple(names), host, {}, dialects)
+    return Part((*prefixes, *WRAPPERS), tuple(names), host, bare, dialects)
+
+
+def _of_kohya(number: int, *, alone: bool, is_t5: bool) -> str:
+    """Returns what sd-scripts puts before the names of an encoder; of T5 alone ComfyUI reads 1."""
+    if is_t5:
+        return "lora_te1_" if alone else "lora_te3_"
+    return "lora_te_" if alone else f"lora_te{number}_"
 
 
 def _spellings(name: str) -> Iterator[str]:

@@ -19,7 +19,7 @@ from torch import nn
 
 from anyadapter.algorithms.binding import bind
 from anyadapter.algorithms.errors import AmbiguousNameError
-from anyadapter.algorithms.families import detect, encoders, sizes_of
+from anyadapter.algorithms.families import detect, encoders, sizes_of, text_encoder_parts
 from anyadapter.algorithms.formats.parse import parse_tensors
 from anyadapter.algorithms.keymap import KeyMap, Target
 from anyadapter.algorithms.layers import Rows, swap_halves
@@ -533,6 +533,64 @@ ENCODER_NAMES = [
     ),
     ("sdxl", f"clip_g.text_model.{Q}", f"clip_g.transformer.text_model.{Q}"),
 ]
+
+
+SHORT_CLIPS = {
+    "T5 alone": ("t5xxl",),
+    "CLIP-L and T5": ("clip_l", "t5xxl"),
+    "CLIP-G and T5": ("clip_g", "t5xxl"),
+    "all of SD 3": ("clip_l", "clip_g", "t5xxl"),
+}
+
+
+def short_key_map(encoders_of: tuple[str, ...]) -> KeyMap:
+    """The key map of a CLIP with some encoders of one layer each, by our names alone."""
+    layer = {"t5xxl": T5_Q}
+    keys = {
+        f"{one}.transformer.{layer.get(one, f'text_model.{Q}')}.weight": (6, 6)
+        for one in encoders_of
+    }
+    return KeyMap([], keys, text_encoder_parts(keys))
+
+
+@pytest.mark.parametrize(
+    ("clip", "encoder", "kohya", "diffusers", "onetrainer"),
+    [
+        ("T5 alone", "t5xxl", "lora_te1_", "text_encoder.", "lora_te1_"),
+        ("CLIP-L and T5", "t5xxl", "lora_te3_", "text_encoder_2.", "lora_te2_"),
+        ("CLIP-G and T5", "clip_g", "lora_te2_", "text_encoder_2.", "lora_te2_"),
+        ("CLIP-G and T5", "t5xxl", "lora_te3_", "text_encoder_3.", "lora_te3_"),
+        ("all of SD 3", "clip_g", "lora_te2_", "text_encoder_2.", "lora_te2_"),
+        ("all of SD 3", "t5xxl", "lora_te3_", "text_encoder_3.", "lora_te3_"),
+    ],
+)
+def test_text_encoders_have_the_numbers_of_each_tool(
+    clip: str, encoder: str, kohya: str, diffusers: str, onetrainer: str
+) -> None:
+    """sd-scripts: networks/lora_flux.py and lora_sd3.py, LORA_PREFIX_TEXT_ENCODER_*."""
+    key_map = short_key_map(SHORT_CLIPS[clip])
+    (key,) = [key for key in key_map.shapes if key.startswith(encoder)]
+    module = key.removeprefix(f"{encoder}.transformer.").removesuffix(".weight")
+    assert key_map.name(Target(key), "kohya") == kohya + module.replace(".", "_")
+    assert key_map.name(Target(key), "diffusers") == diffusers + module
+    assert key_map.name(Target(key), "onetrainer") == onetrainer + module.replace(".", "_")
+    for dialect in ("kohya", "diffusers", "onetrainer"):
+        name = key_map.name(Target(key), dialect)
+        assert name is not None
+        assert key_map.target(name) == Target(key)
+
+
+def test_the_first_text_encoder_of_sd_3_is_not_its_second() -> None:
+    key_map = short_key_map(SHORT_CLIPS["CLIP-G and T5"])
+    assert key_map.target("lora_te1_text_model_encoder_layers_0_self_attn_q_proj") is None
+
+
+def test_a_language_model_is_named_by_sd_scripts_from_its_layers_on() -> None:
+    """networks/lora_lumina.py wraps the model below the head."""
+    key = "gemma2_2b.transformer.model.layers.0.mlp.up_proj.weight"
+    key_map = clip_key_map("lumina2")
+    assert key_map.name(Target(key), "kohya") == "lora_te_layers_0_mlp_up_proj"
+    assert key_map.name(Target(key), "comfy") == "text_encoders." + key.removesuffix(".weight")
 
 
 @pytest.mark.parametrize(
