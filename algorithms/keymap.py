@@ -82,7 +82,7 @@ class Part:
     host: Mapping[Target, str]
     """The host's own name of a weight."""
     diffusers: Mapping[Target, str]
-    """The name in diffusers or transformers, where it is another one."""
+    """The name in diffusers or transformers, of all that has one there."""
     dialects: tuple[Dialect, ...] = ()
 
     def found(self, name: str) -> dict[Target, str]:
@@ -132,8 +132,7 @@ class Part:
         for one in self.dialects:
             if one.name != dialect:
                 continue
-            own = self.host.get(target)
-            name = self.diffusers.get(target, own) if one.naming == "diffusers" else own
+            name = (self.diffusers if one.naming == "diffusers" else self.host).get(target)
             if name is not None:
                 return one.spelled(name)
         return None

@@ -35,6 +35,10 @@ def diffusion_model_part(
     diffusers: dict[Target, str] = {}
     for name, target in elsewhere:
         diffusers.setdefault(target, name)
+    if family:
+        same = re.compile(family.same_names)
+        shared = {target: name for target, name in host.items() if same.fullmatch(name)}
+        diffusers = shared | diffusers
     by_host = [(bare(name), target) for name, target in pairs]
     own = [(name, target) for target, name in host.items()]
     # A norm whose weight is called so is named by its module, as any other.

@@ -143,10 +143,12 @@ QWEN_IMAGE = Family(
         Mark(BLOCK + "(?:img|txt)_(?:mlp|mod)"),
         Mark(BLOCK + "attn_add_[qkv]_proj"),
     ),
+    same_names=".*",
     depths={"transformer_blocks": 60},
 )
 HIDREAM = Family(
     "HiDream",
     (Mark(r"e_stream_blocks_\d+_block"),),
+    same_names=".*",
     depths={"double_stream_blocks": 16, "single_stream_blocks": 32},
 )

@@ -64,6 +64,8 @@ class Family:
     """What diffusers puts before the names."""
     kohya: Naming = "host"
     """Which names sd-scripts makes its own of."""
+    same_names: str = "(?!)"
+    """Pattern of names in the host that `names` does not give, as diffusers has the same."""
     lists: Mapping[str, str] = field(default_factory=dict[str, str])
     """List of blocks in diffusers or another tool -> in the host, where these differ."""
     depths: Mapping[str, int] = field(default_factory=dict[str, int])

@@ -145,6 +145,7 @@ CHROMA = Family(
     "Chroma",
     (Mark("distilled_guidance_layer"),),
     FLUX_NAMES.names,
+    same_names="distilled_guidance_layer.*(?<!scale)",
     lists=FLUX_NAMES.lists,
     depths={"double_blocks": 19, "single_blocks": 38},
 )

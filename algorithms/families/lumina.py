@@ -54,6 +54,10 @@ final_layer.adaLN_modulation.1 = all_final_layer.2-1.adaLN_modulation.1
 """,
 )
 
+Z_SAME_NAMES = (
+    r"(?:layers|(?:noise|context)_refiner)\.\d+\.(?:feed_forward|ffn_norm|attention_norm|adaLN_).*"
+    r"|(?:cap|t)_embedder\..*|(?:cap|x)_pad_token"
+)
 LAYER = r"layers_\d+_"
 REFINER = r"_refiner_\d+_"
 LUMINA_NAMES = Table.parse(*LUMINA_TABLE)
@@ -69,6 +73,7 @@ LUMINA_2 = Family(
         Mark("time_caption_embed_"),
     ),
     LUMINA_NAMES.names,
+    same_names="x_embedder",
     lists=LUMINA_NAMES.lists,
     depths={**REFINERS, "layers": 26},
 )
@@ -80,6 +85,7 @@ Z_IMAGE = Family(
         Mark(LAYER + "attention_to_q"),
     ),
     Z_NAMES.names,
+    same_names=Z_SAME_NAMES,
     lists=Z_NAMES.lists,
     depths={**REFINERS, "layers": 30},
 )

@@ -60,5 +60,6 @@ WAN = Family(
         Mark(BLOCK + "ffn_(?:net_)?[02]"),
     ),
     WAN_NAMES.names,
+    same_names="(?:vace_)?patch_embedding",
     lists=WAN_NAMES.lists,
 )

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from anyadapter.algorithms.adapters import Adapter
 from anyadapter.algorithms.editing.dialects import DialectName, in_dialect, spelling_of
 from anyadapter.algorithms.errors import EditingError, NoMatchError, ShapeError
+from anyadapter.algorithms.families import diffusion_model_part
 from anyadapter.algorithms.formats.parse import AdapterSet
 from anyadapter.algorithms.formats.write import settled, to_tensors
 from anyadapter.algorithms.keymap import KeyMap, Target
 from named_files import (
+    BY_NAME,
     FLUX,
     UNET,
     H,
@@ -264,6 +266,22 @@ def test_a_large_scale_does_not_go_beyond_float16() -> None:
     }
     found = effect(through(read(tensors), [flux()], "diffusers"), flux())
     assert_same(found, effect(read(tensors), flux()), 1e-3)
+
+
+@pytest.mark.parametrize("dialect", ["diffusers", "peft", "lycoris", "onetrainer"])
+def test_a_layer_that_diffusers_is_not_known_to_have_is_refused(dialect: DialectName) -> None:
+    """Was saved under the host's names, which no other tool reads, without a word."""
+    keys = {"diffusion_model.blocks.0.self_attn.q_proj.weight": (6, 6)}
+    unknown = KeyMap([], keys, [diffusion_model_part(keys, [], None)])
+    one = lora("lora_unet_blocks_0_self_attn_q_proj", (6, 6))
+    with pytest.raises(EditingError, match=r"has no name for .* Save it for another tool"):
+        in_dialect(read(one), [unknown], dialect)
+    in_dialect(read(one), [unknown], "kohya")
+    keys = {"diffusion_model.double_blocks.0.own.weight": (6, 6)}
+    own = KeyMap([], keys, [diffusion_model_part(keys, [], BY_NAME["Flux"])])
+    with pytest.raises(EditingError, match="has no name for"):
+        in_dialect(read(lora("lora_unet_double_blocks_0_own", (6, 6))), [own], dialect)
+    in_dialect(read(lora("lora_unet_double_blocks_0_own", (6, 6))), [own], "comfy")
 
 
 def test_a_module_without_a_home_or_a_name_is_named() -> None:

@@ -19,7 +19,7 @@ from anyadapter.algorithms.formats.write import settled, to_tensors
 from anyadapter.algorithms.keymap import KeyMap, Target
 from anyadapter.nodes.host import keymaps
 from anyadapter.nodes.host.keymaps import diffusion_model_key_map
-from name_lists import weights_of
+from name_lists import FOLDER, weights_of
 from real_models import MODELS, real_model
 
 SMALL = {
@@ -54,6 +54,27 @@ def test_the_layers_of_diffusers_are_the_parts_that_a_weight_is_cut_into(family:
         units = key_map.units(target, "diffusers")
         assert target in units, (named.name, units)
         assert key_map.name(target, "diffusers") == prefix + named.name
+
+
+ALL = sorted(path.stem for path in FOLDER.glob("*.txt"))
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_only_what_diffusers_has_has_a_name_of_diffusers(family: str) -> None:
+    """Of what no table had the host's names were written as if they were diffusers'."""
+    key_map = key_map_of(family)
+    prefix = "unet." if family in UNETS else "transformer."
+    known = {prefix + named.name for named in weights_of(family)}
+    named = 0
+    for target in key_map.targets():
+        name = key_map.name(target, "diffusers")
+        if name is None:
+            continue
+        named += 1
+        if target in key_map.units(target, "diffusers"):
+            buffers = ("pos_embed.pos_embed", "y_embedding")
+            assert name in known or name.endswith(buffers), name
+    assert named > len(known) / 2
 
 
 @cache

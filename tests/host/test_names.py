@@ -4,6 +4,7 @@ The models are ComfyUI's own classes without memory; the names of diffusers' mod
 come from are in `golden/names`, made by diffusers.
 """
 
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
@@ -128,9 +129,15 @@ def test_every_weight_has_one_name_in_every_dialect(family: str) -> None:
     for key in own_weights(key_map):
         target = Target(key)
         for dialect in DIALECTS:
-            name = key_map.name(target, dialect)
-            assert name is not None
-            assert key_map.target(name) == target, name
+            for unit in key_map.units(target, dialect):
+                name = key_map.name(unit, dialect)
+                if name is None and NOT_IN_DIFFUSERS.search(key):
+                    continue
+                assert name is not None, (key, dialect)
+                assert key_map.target(name) == unit, name
+
+
+NOT_IN_DIFFUSERS = re.compile(r"norm_final|distilled_guidance_layer\.norms\.\d+\.scale")
 
 
 @every_family
