@@ -382,10 +382,17 @@ class Adapter(ABC):
         """
         kinds = get_type_hints(type(self))
         for name, value in settings.items():
-            if name not in self.settings or not _is_one_of(value, kinds[name]):
+            if name not in self.settings:
                 raise FormatError(
-                    f"{self.name} is said to have {name} = {value}, which it cannot have. "
-                    "The header is damaged, or of a later version of Any Adapter: update it."
+                    f"{self.name} is said to have a {name}, which is not known here. "
+                    "The header is of a later version of Any Adapter: update it."
+                )
+            if not _is_one_of(value, kinds[name]):
+                cause = "of a later version of Any Adapter: update it, or it is damaged"
+                raise FormatError(
+                    f"{self.name} is said to have {name} = {value}, which it cannot have. The header "
+                    f"is {cause if isinstance(value, str) else 'damaged'}: save or download the file "
+                    "again."
                 )
         return replace(self, **settings)
 
@@ -405,10 +412,14 @@ class Adapter(ABC):
 
 
 def _is_one_of(value: Setting, kind: Any) -> bool:
-    """Whether a value is of the type that a field has: a union, literals or a plain type."""
+    """Whether a value is of the type that a field has, a union, literals or a plain one, and sane."""
     options = get_args(kind)
     if options:
         return any(_is_one_of(value, one) for one in options)
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
+    if type(value) is int and abs(value) >= 2**63:  # more than torch takes for a seed or a size
+        return False
     if isinstance(kind, type):
         return type(value) is kind or (kind is float and type(value) is int)
     return type(value) is type(kind) and value == kind

@@ -52,14 +52,18 @@ class VbLora(Adapter):
     def delta_weight(self, weight: Float[Tensor, "O ..."]) -> Float[Tensor, "O ..."]:
         """Returns the product in the shape of `weight`; only its shape is read."""
         matrix_sizes(tuple(weight.shape), self.name)
-        if self.topk > self.bank.shape[0]:
-            raise ShapeError(f"it mixes {self.topk} vectors of a bank of {self.bank.shape[0]}")
         return low_rank(*self._factors, tuple(weight.shape))
 
     def prepared(self, weight: Float[Tensor, "O ..."]) -> Lora:
         """Returns the LoRA that it is."""
         del weight
         return Lora(*self._factors)
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Checks that it mixes some vectors of the bank, and no more than there are."""
+        del shape
+        if not 1 <= self.topk <= self.bank.shape[0]:
+            raise ShapeError(f"it mixes {self.topk} vectors of a bank of {self.bank.shape[0]}")
 
     def completed(self, origin: Origin, *, corrections: bool) -> "Completion[VbLora]":
         """Returns the adapter with the number of vectors that it mixes."""
@@ -85,6 +89,7 @@ class VbLora(Adapter):
 
     @property
     def _factors(self) -> tuple[Float[Tensor, "O R"], Float[Tensor, "R I"]]:
+        self.check(())
         pieces: list[Tensor] = []
         for logits in (self.logits_b, self.logits_a):
             best, indices = widened(logits).topk(self.topk, dim=-1)

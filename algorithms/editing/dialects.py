@@ -11,6 +11,7 @@ from ..adapters import Adapter
 from ..adapters.base import Spelling
 from ..adapters.diff import Diff
 from ..adapters.dora import Dora
+from ..adapters.loha import Loha
 from ..adapters.lora import Lora
 from ..binding import Bound, bind
 from ..errors import EditingError, NoMatchError, counted, listed
@@ -217,14 +218,20 @@ class _Layers:
 
     def _fitted(self, one: Bound) -> Adapter:
         """Returns an adapter whose factors have the axes of the layer."""
-        return _fitted(one.adapter, self._shape(one.target))
+        return _fitted(one.adapter, self._shape(one.target), self.dialect)
 
     def _shape(self, target: Target) -> tuple[int, ...]:
         return target.shape(self.key_map.shapes[target.weight])
 
 
-def _fitted(adapter: Adapter, shape: tuple[int, ...]) -> Adapter:
-    """Returns a LoRA with factors, and DoRA with magnitudes, of the axes of a weight of `shape`."""
+def _fitted(adapter: Adapter, shape: tuple[int, ...], dialect: DialectName) -> Adapter:
+    """Returns a LoRA with factors, and DoRA with magnitudes, of the axes of a weight of `shape`.
+
+    LoHa without a core gets matrices, as only OneTrainer has and reads kernels there.
+    """
+    if isinstance(adapter, Loha) and dialect != "onetrainer":
+        tensors = adapter.tensors()
+        return adapter.with_tensors({name: one.flatten(1) for name, one in tensors.items()})
     if isinstance(adapter, Lora) and adapter.reshape is None and len(shape) > 1:
         down = adapter.down.reshape(-1, *shape[1:])
         up = adapter.up.reshape(shape[0], -1, *[1] * (len(shape) - 2))
@@ -235,5 +242,5 @@ def _fitted(adapter: Adapter, shape: tuple[int, ...]) -> Adapter:
         assert found is not None, "parsing gives one of both"
         ones = [1] * (len(shape) - 2)
         scale = found.reshape((-1, 1, *ones) if axis == "outputs" else (1, -1, *ones))
-        return Dora(_fitted(adapter.inner, shape), scale)
+        return Dora(_fitted(adapter.inner, shape, dialect), scale)
     return adapter

@@ -81,6 +81,12 @@ class AdapterMetadata:
         """
         return self._settings.of(module, method)
 
+    @property
+    def modules_with_settings(self) -> tuple[str, ...]:
+        """Returns the modules of which a settled file says something of their own."""
+        tables = self._settings.methods.values()
+        return tuple(dict.fromkeys(module for table in tables for module in table["others"]))
+
     @cached_property
     def _settings(self) -> "Settings":
         return Settings.read(self.strings[SETTLED])

@@ -116,6 +116,7 @@ class AdapterSet:
             FormatError: They cannot be read.
         """
         try:
+            lost = [one for one in self.metadata.modules_with_settings if one not in self.adapters]
             adapters = {
                 module: tuple(
                     one.with_unstored(self.metadata.settings(module, one.name)) for one in parsed
@@ -126,7 +127,14 @@ class AdapterSet:
             raise FormatError(f"{self.source} cannot be loaded: {error}") from error
         every = itertools.chain.from_iterable(adapters.values())
         assumed = Counter(one.assumes for one in every if one.assumes)
-        return replace(self, adapters=adapters, notes=(*self.notes, *_assumptions(assumed)))
+        notes = _assumptions(assumed)
+        if lost:
+            notes.append(
+                f"The header has settings for {counted(len(lost), 'module')} that the file does not "
+                f"have: {listed(lost, 3)}. If another tool renamed them, they act with those of the "
+                "others now."
+            )
+        return replace(self, adapters=adapters, notes=(*self.notes, *notes))
 
     def _require_ordinary(
         self, module: str, adapters: Sequence[Adapter], options: Mapping[str, Any]

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from anyadapter.algorithms.errors import FormatError
+from anyadapter.algorithms.errors import FormatError, ShapeError
 from anyadapter.algorithms.formats.metadata import SETTLED
 from anyadapter.algorithms.formats.parse import AdapterSet, parse_tensors
 from anyadapter.algorithms.formats.write import settled, to_tensors
@@ -68,14 +68,47 @@ def test_settings_hold_under_other_names_and_beside_another_configuration() -> N
             ({"version": 1, "methods": {"OFT v2": {"usual": said, "others": {}}}}, "cannot have")
             for said in (
                 *({"terms": "5"}, {"terms": 5.5}, {"kernels": "kohya"}),
-                *({"doubled": 1}, {"doubled": None}, {"turn": None}, {"vectors": 1}, {"odd": 1}),
+                *({"doubled": 1}, {"doubled": None}, {"terms": 2**63}),
+                *({"coft_eps": float("inf")}, {"coft_eps": float("nan")}),
             )
+        ),
+        *(
+            ({"version": 1, "methods": {"OFT v2": {"usual": said, "others": {}}}}, "later version")
+            for said in ({"turn": None}, {"vectors": 1}, {"odd": 1}, {"kernels": "kohya"})
         ),
     ],
 )
 def test_settings_that_cannot_be_are_refused(said: Any, message: str) -> None:
     with pytest.raises(FormatError, match=f"^oft cannot be loaded: .*{message}"):
         with_settings(said).as_trained()
+
+
+def test_a_number_of_the_wrong_kind_is_damage_and_no_later_version() -> None:
+    said = {"version": 1, "methods": {"OFT v2": {"usual": {"terms": 5.5}, "others": {}}}}
+    with pytest.raises(FormatError, match="is damaged: save or download") as caught:
+        with_settings(said).as_trained()
+    assert "version" not in str(caught.value)
+
+
+@pytest.mark.parametrize("topk", [-1, 0, 7])
+def test_a_choice_of_none_or_of_more_than_there_are_is_refused(topk: int) -> None:
+    logits = {f"m.vblora_logits_{one}": torch.ones(2, 2, 6) for one in "AB"}
+    file = logits | {"vblora_vector_bank": torch.ones(6, 4)}
+    table = {"usual": {"topk": topk}, "others": {}}
+    said = {SETTLED: json.dumps({"version": 1, "methods": {"VB-LoRA": table}})}
+    ((adapter,),) = parse_tensors(file, said, "a").as_trained().adapters.values()
+    with pytest.raises(ShapeError, match=f"it mixes {topk} vectors of a bank of 6"):
+        adapter.check((8, 8))
+    with pytest.raises(ShapeError, match=f"it mixes {topk} vectors of a bank of 6"):
+        adapter.prepared(torch.ones(8, 8))
+
+
+def test_settings_of_modules_that_were_renamed_are_told() -> None:
+    tensors, strings = to_tensors(settled(made()))
+    renamed = {key.replace("text_encoder.c", "lora_te_c"): one for key, one in tensors.items()}
+    (note,) = parse_tensors(renamed, strings, "a").as_trained().notes
+    assert "settings for 1 module that the file does not have: text_encoder.c" in note
+    assert parse_tensors(tensors, strings, "a").as_trained().notes == ()
 
 
 def test_an_alpha_is_written_even_where_it_is_the_rank() -> None:

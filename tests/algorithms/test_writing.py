@@ -206,3 +206,18 @@ def test_rounding_leaves_most_of_the_small_change_of_dora(dtype: str, dialect: s
     before = read(tensors)
     after = file_content(before, Writing(dtype, dialect), [flux()]).adapter_set
     assert_same(effect(after, flux()), effect(before, flux()), 0.01)
+
+
+@pytest.mark.parametrize("dialect", ["kohya", "comfy", "lycoris", "onetrainer"])
+def test_loha_on_a_kernel_gets_the_axes_that_the_tool_reads(dialect: str) -> None:
+    """ComfyUI and LyCORIS fail on OneTrainer's factors with kernels."""
+    tensors = {
+        f"{CONV}.hada_w1_a": random(8, 2, 1, 1),
+        f"{CONV}.hada_w1_b": random(2, 8, 3, 3),
+        f"{CONV}.hada_w2_a": random(8, 2, 1, 1) + 1,
+        f"{CONV}.hada_w2_b": random(2, 8, 3, 3) + 1,
+        f"{CONV}.alpha": torch.tensor(2.0),
+    }
+    found = written(tensors, dialect, unet("SDXL")).tensors
+    axes = {one.ndim for one in found.values() if one.ndim}
+    assert axes == ({4} if dialect == "onetrainer" else {2})
