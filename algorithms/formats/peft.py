@@ -271,15 +271,15 @@ def _require_one_kind(start: str, named: Mapping[str, LoraFacts]) -> None:
     biased = [name for name in with_dora if named[name].biased]
     if biased:
         raise EditingError(
-            f"{counted(len(biased), 'layer')}{where} with DoRA change the bias too, which PEFT and "
+            f"DoRA{where} changes the bias too in {counted(len(biased), 'layer')}, which PEFT and "
             f"diffusers refuse: {listed(biased, 3)}. Save it for another tool."
         )
     without = [name for name, facts in named.items() if not facts.decomposed]
     if with_dora and without:
         raise EditingError(
-            f"{counted(len(with_dora), 'layer')}{where} have DoRA and {len(without)} have not, for "
-            f"example {without[0]}, and PEFT and diffusers know it for all layers of a model only. "
-            "Convert it to LoRA first (Convert Adapter), or save it for another tool."
+            f"DoRA is in {len(with_dora)} of {len(named)} layers{where}, for example not in "
+            f"{without[0]}, and PEFT and diffusers know it for all layers of a model only. Convert "
+            "it to LoRA first (Convert Adapter), or save it for another tool."
         )
 
 

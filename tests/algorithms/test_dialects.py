@@ -20,6 +20,7 @@ from named_files import (
     FLUX,
     UNET,
     H,
+    Layers,
     assert_same,
     clip,
     effect,
@@ -29,6 +30,7 @@ from named_files import (
     random,
     read,
     unet,
+    weights,
 )
 from oracles import lycoris, peft
 
@@ -339,32 +341,6 @@ def test_two_adapters_of_a_method_on_a_layer_are_not_written_over_each_other() -
     twice: dict[str, tuple[Adapter, ...]] = {"lora_unet_img_in": (adapter, adapter)}
     with pytest.raises(EditingError, match="two adapters of LoRA"):
         to_tensors(AdapterSet("a", twice, one.metadata))
-
-
-class Layers(nn.Module):
-    """Layers under names with dots."""
-
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        super().__init__()
-        for path, shape in shapes.items():
-            *above, last = path.split(".")
-            place: nn.Module = self
-            for name in above:
-                if not hasattr(place, name):
-                    place.add_module(name, nn.Module())
-                place = getattr(place, name)
-            outputs, inputs, *kernel = shape
-            layer = (
-                nn.Conv2d(inputs, outputs, (kernel[0], kernel[1]))
-                if kernel
-                else nn.Linear(inputs, outputs)
-            )
-            layer.weight.data = random(*shape)
-            place.add_module(last, layer)
-
-
-def weights(module: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in module.named_parameters()}
 
 
 MODEL = {

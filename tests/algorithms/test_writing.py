@@ -12,7 +12,8 @@ from anyadapter.algorithms.editing.file_content import FileContent, Writing, fil
 from anyadapter.algorithms.errors import EditingError
 from anyadapter.algorithms.formats.parse import AdapterSet, parse_tensors
 from anyadapter.algorithms.keymap import KeyMap
-from named_files import assert_same, effect, flux, loha, lora, random, read, unet
+from named_files import Layers, assert_same, effect, flux, loha, lora, random, read, unet, weights
+from oracles import peft
 
 LAYER = "lora_unet_double_blocks_0_img_attn_proj"
 OTHER = "lora_unet_double_blocks_0_img_mlp_0"
@@ -93,7 +94,7 @@ def test_a_file_with_alpha_beside_lora_a_keeps_its_numbers() -> None:
 @pytest.mark.parametrize("dialect", ["diffusers", "peft"])
 def test_dora_beside_plain_lora_is_refused_for_peft(dialect: str) -> None:
     """PEFT gave the plain layers magnitudes of its own: 83 % off, or a RuntimeError."""
-    with pytest.raises(EditingError, match=r"1 layer.* have DoRA and 1 have not, .*Convert it to"):
+    with pytest.raises(EditingError, match=r"DoRA is in 1 of 2 layers.* not in .*Convert it to"):
         written(with_dora(LAYER, 6) | lora(OTHER, (24, 6)), dialect)
     written(with_dora(LAYER, 6) | lora(OTHER, (24, 6)), "kohya")
 
@@ -101,7 +102,7 @@ def test_dora_beside_plain_lora_is_refused_for_peft(dialect: str) -> None:
 @pytest.mark.parametrize("dialect", ["diffusers", "peft"])
 def test_dora_with_a_bias_is_refused_for_peft(dialect: str) -> None:
     tensors = with_dora(LAYER, 6) | {f"{LAYER}.lora_up.bias": random(6)}
-    with pytest.raises(EditingError, match=r"1 layer.* with DoRA change the bias too"):
+    with pytest.raises(EditingError, match=r"DoRA.* changes the bias too in 1 layer"):
         written(tensors, dialect)
     written(tensors, "kohya")
 
@@ -115,6 +116,38 @@ def test_a_bias_of_some_layers_is_one_of_all_in_peft() -> None:
     assert not content.tensors[f"{OTHER_OF_DIFFUSERS}.lora_B.bias"].any()
     assert content.tensors[f"{OF_DIFFUSERS}.lora_B.bias"].any()
     assert json.loads(content.strings["lora_adapter_metadata"])["transformer.lora_bias"] is True
+
+
+@pytest.mark.parametrize("kind", ["bias in one layer", "DoRA"])
+def test_peft_has_every_tensor_of_what_is_saved_and_makes_the_same_weights(kind: str) -> None:
+    tensors = lora(LAYER, (6, 6)) | lora(OTHER, (24, 6))
+    if kind == "DoRA":
+        tensors = with_dora(LAYER, 6) | with_dora(OTHER, 24)
+    else:
+        tensors[f"{LAYER}.lora_up.bias"] = random(6)
+    content = file_content(read(tensors), Writing(dialect="peft"), [flux()])
+    shapes = {name.partition(".")[2]: size for name, size in (TO_OUT, FF)}
+    config = json.loads(content.strings["lora_adapter_metadata"])
+    base = Layers(shapes)
+    before = weights(base)
+    model = peft.get_peft_model(base, peft.LoraConfig(**config))
+    result = peft.set_peft_model_state_dict(model, dict(content.tensors))
+    assert not result.unexpected_keys
+    assert not [key for key in result.missing_keys if "lora_" in key]
+    after = weights(model.merge_and_unload())
+    for name in shapes:
+        every = content.adapter_set.adapters[f"base_model.model.{name}"]
+        (adapter,) = every
+        change = adapter.delta_weight(before[f"{name}.weight"])
+        assert change is not None
+        torch.testing.assert_close(after[f"{name}.weight"], before[f"{name}.weight"] + change)
+        shift = adapter.delta_bias(None)
+        expected = before[f"{name}.bias"] + (0 if shift is None else shift)
+        torch.testing.assert_close(after[f"{name}.bias"], expected)
+
+
+TO_OUT = (OF_DIFFUSERS, (6, 6))
+FF = (OTHER_OF_DIFFUSERS, (24, 6))
 
 
 @pytest.mark.parametrize("make", [lora, with_dora], ids=["LoRA", "DoRA"])

@@ -410,6 +410,15 @@ def test_a_file_of_any_tool_without_its_metadata_is_read_back_the_same(path: Pat
             require_same(again[one.name], one)
 
 
+def test_the_bias_of_a_lora_is_read_by_the_loader_of_comfyui(loras: Path):
+    """It drops `lora_up.bias`, which it was written as."""
+    name, _, _ = save(adapter_of(lora(**{"a.lora_up.bias": torch.arange(8.0)})))
+    found = comfy.lora.load_lora(load_file(loras / name), {"a": "a.weight"})
+    (shift,) = found["a.bias"][1]
+    assert torch.equal(shift, torch.arange(8.0) * 2.0 / 4)
+    assert "a.weight" in found
+
+
 LAYER = "lora_unet_middle_block_1_transformer_blocks_0_attn1_to_q"
 OF_DIFFUSERS = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from anyadapter.algorithms.binding import bind
 from anyadapter.algorithms.families import FAMILIES, diffusion_model_part, text_encoder_parts
@@ -122,3 +122,29 @@ def assert_same(
     for key, change in expected.items():
         assert change.norm() > 0
         assert (found[key] - change).norm() <= tolerance * change.norm(), key
+
+
+class Layers(nn.Module):
+    """Layers under names with dots."""
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        super().__init__()
+        for path, shape in shapes.items():
+            *above, last = path.split(".")
+            place: nn.Module = self
+            for name in above:
+                if not hasattr(place, name):
+                    place.add_module(name, nn.Module())
+                place = getattr(place, name)
+            outputs, inputs, *kernel = shape
+            layer = (
+                nn.Conv2d(inputs, outputs, (kernel[0], kernel[1]))
+                if kernel
+                else nn.Linear(inputs, outputs)
+            )
+            layer.weight.data = random(*shape)
+            place.add_module(last, layer)
+
+
+def weights(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in module.named_parameters()}
