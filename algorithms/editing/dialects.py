@@ -18,6 +18,7 @@ from ..formats.metadata import PEFT_CONFIG
 from ..formats.parse import AdapterSet
 from ..keymap import KeyMap, Target
 from .rows import joined, on_rows, places, stacked
+from .weight_shapes import on_axes
 
 DialectName = Literal["kohya", "lycoris", "diffusers", "peft", "comfy", "onetrainer"]
 TITLES: dict[DialectName, str] = {
@@ -220,10 +221,8 @@ class _Layers:
 
 def _fitted(adapter: Adapter, shape: tuple[int, ...]) -> Adapter:
     """Returns a LoRA with factors, and DoRA with magnitudes, of the axes of a weight of `shape`."""
-    if isinstance(adapter, Lora) and adapter.reshape is None and len(shape) > 1:
-        down = adapter.down.reshape(-1, *shape[1:])
-        up = adapter.up.reshape(shape[0], -1, *[1] * (len(shape) - 2))
-        return replace(adapter, up=up, down=down)
+    if isinstance(adapter, Lora) and adapter.reshape is None:
+        return on_axes(adapter, shape)
     if isinstance(adapter, Dora):
         axis = adapter.axis(shape)
         found = adapter.dora_scale if adapter.magnitude_vector is None else adapter.magnitude_vector

@@ -13,9 +13,9 @@ On disk: down has the kernel and up is 1x1, as sd-scripts' and LyCORIS' own extr
 
 import json
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Literal
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -28,13 +28,15 @@ from ..adapters.forms import Whole
 from ..adapters.ia3 import Ia3
 from ..adapters.linalg import factorization
 from ..adapters.lokr import Lokr
-from ..adapters.lora import Lora
 from ..adapters.norm import Norm
 from ..errors import EditingError
+from ..formats.metadata import AdapterMetadata
 from ..shapes import Float
-from .decomposition import Factors, decomposed
+from .decomposition import decomposed
 from .kronecker import nearest_kronecker
+from .network_metadata import network_metadata
 from .size import Size
+from .weight_shapes import lora_of
 
 Method = Literal["LoRA", "DoRA", "LoKr", "(IA)^3", "full"]
 METHODS: tuple[Method, ...] = ("LoRA", "DoRA", "LoKr", "(IA)^3", "full")
@@ -59,11 +61,9 @@ GAIN = 0.9
 class Extraction:
     """What is made of a difference."""
 
-    linear: Size
-    """Of LoRA and DoRA, on matrices and 1x1 kernels."""
+    size: Size
+    """Of LoRA and DoRA."""
     method: Method = "LoRA"
-    conv: Size | None = None
-    """The same on larger kernels; None is as on matrices."""
     factor: int = -1
     """Of LoKr: as in LyCORIS, the wish for the smaller part of each side; -1 is the most square."""
     minimum: float = 0.0
@@ -82,37 +82,9 @@ class Extraction:
         if not 0 <= self.minimum < 1:
             raise EditingError(f"The minimum is {self.minimum}, and must be from 0 up to below 1.")
 
-    def header(self, base_model_version: str) -> dict[str, str]:
-        """Returns the metadata of a file that holds what was made.
-
-        sd-scripts' keys, so that other tools know what it is; as there, a rank that differs from
-        layer to layer is `Dynamic`.
-
-        Args:
-            base_model_version: What sd-scripts calls the family of the models.
-        """
-        low_rank = self.method in ("LoRA", "DoRA")
-        rank = str(self.linear.rank or "Dynamic") if low_rank else "Dynamic"
-        arguments = dict(ARGUMENTS.get(self.method, {}))
-        if arguments and self.norms_and_biases:
-            arguments["train_norm"] = "True"
-        if self.method == "LoKr":
-            arguments["factor"] = str(self.factor)
-        if low_rank and self.conv is not None and self.conv.rank is not None:
-            arguments |= {"conv_dim": str(self.conv.rank), "conv_alpha": str(self.conv.rank)}
-        return {
-            "ss_base_model_version": base_model_version,
-            "ss_network_module": "lycoris.kohya" if self.method in ARGUMENTS else "networks.lora",
-            "ss_network_dim": rank,
-            "ss_network_alpha": rank,
-            "ss_network_args": json.dumps(arguments),
-            "software": "Any Adapter",
-            EXTRACTION: json.dumps(asdict(self)),
-        }
-
-    def size(self, shape: tuple[int, ...]) -> Size:
-        """Returns the size of a low-rank copy of a weight of `shape`."""
-        return self.conv if self.conv is not None and set(shape[2:]) - {1} else self.linear
+    def said(self) -> dict[str, Any]:
+        """Returns what the metadata say of it."""
+        return {**vars(self), "size": self.size.said()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,6 +176,31 @@ def extracted_parameter(
     return Extracted(() if found.kept is None else (Diff(found.kept),), found.norm, found.lost)
 
 
+def extraction_metadata(
+    wish: Extraction, adapters: Iterable[Adapter], base_model_version: str
+) -> AdapterMetadata:
+    """Returns the metadata of a file that holds what was made, so that other tools know what it is.
+
+    Args:
+        wish: What was asked for.
+        adapters: All that were made.
+        base_model_version: What sd-scripts calls the family of the models.
+    """
+    arguments = dict(ARGUMENTS.get(wish.method, {}))
+    if arguments and wish.norms_and_biases:
+        arguments["train_norm"] = "True"
+    if wish.method == "LoKr":
+        arguments["factor"] = str(wish.factor)
+    return AdapterMetadata(
+        {
+            "ss_base_model_version": base_model_version,
+            **network_metadata(adapters, arguments),
+            "software": "Any Adapter",
+            EXTRACTION: json.dumps(wish.said()),
+        }
+    )
+
+
 def _difference(
     base: Float[Tensor, "*S"], tuned: Float[Tensor, "*S"], wish: Extraction, seed: str
 ) -> _Difference:
@@ -225,14 +222,9 @@ def _difference(
 
 
 def _lora(base: Tensor, tuned: Tensor, wish: Extraction, seed: str) -> _Made:
-    found = decomposed(Whole(tuned - base), wish.size(tuple(base.shape)), seed)
-    return _Made(_lora_of(found, tuple(base.shape)), found.error)
-
-
-def _lora_of(found: Factors, shape: tuple[int, ...]) -> Lora:
-    rank = found.down.shape[0]
-    up = found.up.reshape(shape[0], rank, *[1] * len(shape[2:]))
-    return Lora(up, found.down.reshape(rank, *shape[1:]), float(rank))
+    shape = tuple(base.shape)
+    found = decomposed(Whole(tuned - base), wish.size.on(shape), seed)
+    return _Made(lora_of(found.up, found.down, shape), found.error)
 
 
 def _dora(base: Tensor, tuned: Tensor, wish: Extraction, seed: str) -> _Made:
@@ -243,7 +235,8 @@ def _dora(base: Tensor, tuned: Tensor, wish: Extraction, seed: str) -> _Made:
     by a DoRA is found as such: measured, each turn leaves a tenth of the error of the one before.
     """
     before, after = base.flatten(1), tuned.flatten(1)
-    size = wish.size(tuple(base.shape))
+    shape = tuple(base.shape)
+    size = wish.size.on(shape)
     of_tuned = torch.linalg.vector_norm(after, dim=1)
     gains = torch.linalg.vector_norm(before, dim=1) / _not_zero(of_tuned)
     best: _Made | None = None
@@ -258,7 +251,7 @@ def _dora(base: Tensor, tuned: Tensor, wish: Extraction, seed: str) -> _Made:
         if best is not None and error > GAIN * best.error:
             break
         scale = magnitudes.reshape(-1, *[1] * (base.ndim - 1))
-        best = _Made(Dora(_lora_of(found, tuple(base.shape)), dora_scale=scale), error)
+        best = _Made(Dora(lora_of(found.up, found.down, shape), dora_scale=scale), error)
         gains = along / _not_zero(of_tuned.square())
     assert best is not None, "the first turn is taken"
     return best

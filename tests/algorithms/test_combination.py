@@ -1,7 +1,7 @@
 """Several adapters in one: exact sums of every pair of methods, sizes, TIES and DARE beside PEFT."""
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -30,6 +30,7 @@ from anyadapter.algorithms.keymap import KeyMap, Target, halves_swapped, rows_of
 from anyadapter.algorithms.layers import Rows
 from anyadapter.algorithms.strength import Placed
 from checking import annotations_unchecked
+from ending_steps import EndingSteps
 from import_peft import peft
 from layer_cases import LayerCase
 
@@ -284,7 +285,7 @@ def test_kernels_have_a_size_of_their_own_and_norms_stay_whole() -> None:
         )
         for seed, name in enumerate(("a", "b"))
     ]
-    found = combined(inputs, Recipe("svd", Size(rank=5), Size(rank=2)))
+    found = combined(inputs, Recipe("svd", Size(rank=5, kernel_rank=2)))
     ranks = {module: one.rank for module, (one,) in found.adapter_set.adapters.items()}
     assert ranks == {LAYER: 5, "kernel": 2, "norm": None}
     (norm,) = made(found, "norm")
@@ -526,21 +527,13 @@ def test_what_is_made_is_read_back_as_it_is() -> None:
         assert_close(layer.merged(placed), layer.merged([Placed(one, 0.5), Placed(other, -0.7)]))
 
 
-def test_progress_is_told_and_ends_the_work() -> None:
-    told: list[int] = []
-
-    def progress(count: int) -> Callable[[], None]:
-        def step() -> None:
-            told.append(count)
-            if len(told) == 2:
-                raise InterruptedError
-
-        return step
-
+def test_each_layer_is_a_step_that_may_end_the_work() -> None:
     sites = [site(lora(30, 20, 2, seed=n), 1.0, f"layer_{n}") for n in range(4)]
+    all_four, two = EndingSteps(4), EndingSteps(2)
+    combined([file("a", *sites)], EXACT, steps=all_four)
+    assert (all_four.count, all_four.begun) == (4, 4)
     with pytest.raises(InterruptedError):
-        combined([file("a", *sites)], EXACT, progress=progress)
-    assert told == [4, 4]
+        combined([file("a", *sites)], EXACT, steps=two)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -35,11 +35,12 @@ from anyadapter.algorithms.formats.metadata import AdapterMetadata
 from anyadapter.algorithms.formats.parse import AdapterSet, parse_tensors
 from anyadapter.algorithms.formats.write import to_tensors
 from anyadapter.algorithms.keymap import Target
+from ending_steps import EndingSteps
 from import_peft import peft
 from layer_cases import LayerCase, few, product_cases
 
 MODULE = "lora_unet_layer"
-EXACT = Conversion(linear=Size(error=0.0))
+EXACT = Conversion(size=Size(error=0.0))
 ALIKE = {one.name for one in product_cases()} - {one.name for one in few(product_cases())}
 """Layers that have nothing which a change of the weight could tell from that of another one."""
 PAIRS = [
@@ -151,7 +152,7 @@ def test_the_error_of_a_small_rank_is_that_of_the_best_one_and_is_told(
 ) -> None:
     adapter = adapter_case.on(layer_case)
     made = (
-        convert(adapter, Conversion(linear=Size(rank=2), keep_others=False), layer_case)
+        convert(adapter, Conversion(size=Size(rank=2), keep_others=False), layer_case)
         if (
             len(layer_case.weight.shape) > 1 and adapter.delta_weight(layer_case.weight) is not None
         )
@@ -208,7 +209,7 @@ def wide_lora(rank: int, rows: int = 40, columns: int = 30) -> Lora:
 
 def test_a_lora_of_rank_16_becomes_the_best_one_of_rank_4() -> None:
     adapter = wide_lora(16)
-    made = convert(adapter, Conversion(linear=Size(rank=4)))
+    made = convert(adapter, Conversion(size=Size(rank=4)))
     (lora,) = as_read(made)
     assert lora.rank == 4
     change = adapter.delta_weight(torch.empty(40, 30, device="meta"))
@@ -223,7 +224,7 @@ def test_energy_and_error_give_each_layer_the_rank_that_it_takes() -> None:
     steep = replace(wide_lora(16), up=wide_lora(16).up * 0.5 ** torch.arange(16))
     source = set_of({"lora_unet_flat": [wide_lora(16)], "lora_unet_steep": [steep]})
     for size, allowed in ((Size(energy=0.9), 0.1), (Size(error=0.2), 0.04)):
-        made = converted(alone(source), source, Conversion(linear=size))
+        made = converted(alone(source), source, Conversion(size=size))
         ranks: list[int] = []
         for module, (lora,) in made.adapter_set.adapters.items():
             change = source.adapters[module][0].delta_weight(torch.empty(40, 30, device="meta"))
@@ -236,7 +237,7 @@ def test_energy_and_error_give_each_layer_the_rank_that_it_takes() -> None:
 
 
 def test_the_largest_rank_counts_before_the_error() -> None:
-    made = convert(wide_lora(16), Conversion(linear=Size(error=0.0, most=3)))
+    made = convert(wide_lora(16), Conversion(size=Size(error=0.0, most=3)))
     assert as_read(made)[0].rank == 3
     assert made.accuracy.relative > 0.1
 
@@ -249,7 +250,7 @@ def test_kernels_have_a_size_of_their_own() -> None:
             "lora_unet_pointwise": [Lora(random(8, 4, 1, 1), random(4, 6, 1, 1), 2.0)],
         }
     )
-    wish = Conversion(linear=Size(rank=3), kernels=Size(rank=2))
+    wish = Conversion(size=Size(rank=3, kernel_rank=2))
     made = converted(alone(source), source, wish).adapter_set
     assert [one.rank for (one,) in made.adapters.values()] == [3, 2, 3]
     strings = made.metadata.strings
@@ -259,7 +260,7 @@ def test_kernels_have_a_size_of_their_own() -> None:
 
 def test_a_lora_that_cannot_be_smaller_keeps_its_own_numbers() -> None:
     adapter = wide_lora(4)
-    for wish in (EXACT, Conversion(linear=Size(rank=8)), Conversion("as it is")):
+    for wish in (EXACT, Conversion(size=Size(rank=8)), Conversion("as it is")):
         made = convert(adapter, wish)
         (kept,) = made.adapter_set.adapters[MODULE]
         assert kept.up is adapter.up
@@ -390,7 +391,7 @@ def test_a_shira_smaller_than_its_weight_fits_it_with_the_model() -> None:
 def test_a_lora_that_makes_a_weight_larger_still_does() -> None:
     adapter = Lora(random(8, 4), random(4, 10), 4.0, reshape=(8, 10))
     case = linear()
-    (lora,) = as_read(convert(adapter, Conversion(linear=Size(rank=2)), case))
+    (lora,) = as_read(convert(adapter, Conversion(size=Size(rank=2)), case))
     assert lora.rank == 2
     assert lora.reshape == (8, 10)
     made = convert(adapter, Conversion("full difference"), case)
@@ -409,7 +410,7 @@ def test_the_header_says_what_the_result_is_and_keeps_the_rest() -> None:
         "lora_adapter_metadata": '{"r": 3}',
     }
     source = set_of({MODULE: [wide_lora(16)]}, **strings).as_trained()
-    made = converted(alone(source), source, Conversion(linear=Size(rank=4))).adapter_set
+    made = converted(alone(source), source, Conversion(size=Size(rank=4))).adapter_set
     found = dict(made.metadata.strings)
     assert json.loads(found.pop(CONVERTED))["ranks"] == [4, 4]
     assert found == {
@@ -426,7 +427,7 @@ def test_a_result_is_not_corrected_again() -> None:
     strings = {"ss_network_module": "lycoris.kohya", "ss_network_args": '{"algo": "dylora"}'}
     source = set_of({MODULE: [wide_lora(16)]}, **strings).as_trained()
     shape = torch.empty(40, 30, device="meta")
-    for wish in (EXACT, Conversion(linear=Size(rank=15)), Conversion("as it is", Size(rank=15))):
+    for wish in (EXACT, Conversion(size=Size(rank=15)), Conversion("as it is", Size(rank=15))):
         made = converted(alone(source), source, wish)
         (lora,) = as_read(made)
         ours, theirs = lora.delta_weight(shape), source.adapters[MODULE][0].delta_weight(shape)
@@ -439,7 +440,7 @@ def test_a_report_says_what_became_of_what() -> None:
     source = set_of(
         {MODULE: [Diff(random(512, 512).half())], "lora_unet_n": [Norm(random(8).half())]}
     )
-    made = converted(alone(source), source, Conversion(linear=Size(rank=64)))
+    made = converted(alone(source), source, Conversion(size=Size(rank=64)))
     lines = conversion_report(source, made).splitlines()
     assert lines[0] == (
         "cat.safetensors: full in 1 layer, norm in 1 layer -> "
@@ -453,10 +454,11 @@ def test_a_report_says_what_became_of_what() -> None:
 
 def test_each_layer_is_a_step_that_may_end_the_work() -> None:
     source = set_of({f"lora_unet_{i}": [wide_lora(2)] for i in range(3)})
-    steps = iter((None, None, None))
-    converted(alone(source), source, EXACT, lambda: next(steps))
-    with pytest.raises(StopIteration):
-        converted(alone(source), source, EXACT, lambda: next(steps))
+    all_three, two = EndingSteps(3), EndingSteps(2)
+    converted(alone(source), source, EXACT, all_three)
+    assert (all_three.count, all_three.begun) == (3, 3)
+    with pytest.raises(InterruptedError):
+        converted(alone(source), source, EXACT, two)
 
 
 WHOLE = {
@@ -491,7 +493,7 @@ def test_peft_reads_the_lora_and_does_the_same() -> None:
     model = Model()
     changes = {"layer": random(8, 6).float(), "conv": random(8, 6, 3, 3).float()}
     source = set_of({name: [FullRank(change)] for name, change in changes.items()})
-    made = converted(alone(source), source, Conversion(linear=Size(rank=8))).adapter_set
+    made = converted(alone(source), source, Conversion(size=Size(rank=8))).adapter_set
     before = {name: getattr(model, name).weight.clone() for name in changes}
     ranks = {name: one.rank for name, (one,) in made.adapters.items()}
     config = peft.LoraConfig(

@@ -63,7 +63,7 @@ def dense(form: Form) -> Tensor:
         case Kronecker():
             return torch.kron(form.left, form.right)
         case Whole():
-            return form.tensor.flatten(1) if form.tensor.ndim > 1 else form.tensor[None]
+            return form.tensor.flatten(1) if form.tensor.ndim > 1 else form.tensor[:, None]
         case _:
             raise AssertionError
 

@@ -101,7 +101,7 @@ def test_a_lora_is_the_best_copy_and_has_the_shapes_of_other_tools(
 
 
 def test_kernels_have_a_size_of_their_own_and_pointwise_layers_that_of_matrices() -> None:
-    wish = Extraction(Size(rank=7), conv=Size(rank=2))
+    wish = Extraction(Size(rank=7, kernel_rank=2))
     ranks = {}
     for shape in SHAPES:
         base = base_of(shape)
