@@ -66,7 +66,6 @@ def placed(
     key_maps = key_maps_of(model, clip)
     bindings, notes = _bindings(adapter_set, key_maps)
     factors, more = _factors(adapter_set, key_maps, bindings, blocks, seed)
-    weights = {part: read_weights(parts[part]) for part in key_maps}
     homes: dict[tuple[str, int], tuple[str, Bound]] = {}
     for part, binding in bindings.items():
         for item in binding.bound:
