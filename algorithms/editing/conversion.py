@@ -370,7 +370,8 @@ def _metadata(
     every = [adapter for adapters in made.adapters.values() for adapter in adapters]
     config = known.config
     if wish.to == "as it is":
-        if known.network_module.startswith(("networks.", "lycoris")):
+        is_lora = any(isinstance(one, Lora | LoraTucker) for one in every)
+        if is_lora and known.network_module.startswith(("networks.", "lycoris")):
             kept = {k: v for k, v in known.network_args.items() if k not in OF_ANOTHER_SCALE}
             strings |= network_sizes(every, kept)
     else:

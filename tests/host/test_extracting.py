@@ -203,7 +203,7 @@ def test_a_size_by_error_gives_each_layer_its_rank(models: Any, model_tuned: Any
     )
     ranks = {one.rank for several in made.adapters.values() for one in several if one.rank}
     assert ranks == {2, 3, 4}
-    assert "Ranks from 2 to 4" in report
+    assert "rank 2 to 4." in report
     assert made.metadata.strings["ss_network_dim"] == "Dynamic"
 
 
