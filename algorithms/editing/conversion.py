@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import chain
 from math import hypot, prod
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ from ..adapters.norm import Norm
 from ..adapters.shira import Shira
 from ..errors import EditingError, counted, listed
 from ..families import in_text_encoder
-from ..formats.metadata import PEFT_CONFIG, AdapterMetadata
+from ..formats.metadata import PEFT_CONFIG, SETTLED, AdapterMetadata
 from ..formats.parse import AdapterSet
 from ..formats.write import to_tensors
 from ..shapes import Float
@@ -41,13 +41,13 @@ from .sums import Term, added, shifted
 from .weight_shapes import hides_kernel, lora_of
 
 To = Literal["LoRA", "full difference", "as it is"]
-CONVERTED = "anyadapter.converted"
-"""Key of what was converted, as JSON."""
+CONVERSION = "anyadapter.conversion"
+"""Key of what was asked for and what became of it, as JSON."""
 ALL_OF_IT = Size(error=EXACT)
 """As many ranks as it takes, within the precision of float32."""
 OF_THE_TENSORS = (
     *("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256"),
-    "anyadapter_settled",
+    SETTLED,
 )
 """Keys that say what the tensors of the source were; saving makes them anew."""
 OF_ANOTHER_SCALE = ("algo", "block_size", "rs_lora", "split_qkv")
@@ -61,8 +61,12 @@ class Conversion:
     to: To = "LoRA"
     """`as it is` cuts LoRAs to the size and leaves all other methods alone."""
     size: Size = ALL_OF_IT
-    keep_others: bool = True
-    """Whether changes of norms, biases and the like stay, which many trainers' loaders do not read."""
+    norms_and_biases: bool = True
+    """Whether what is no matrix stays too, which many trainers' loaders do not read."""
+
+    def said(self) -> dict[str, Any]:
+        """Returns what the metadata say of it."""
+        return {**vars(self), "size": self.size.said()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -268,7 +272,7 @@ class _Maker:
         if change.shift is None:
             self.accuracy.add(module, norm, error)
             return (made,)
-        if self.wish.keep_others:
+        if self.wish.norms_and_biases:
             self.accuracy.add(module, norm, error)
             return made, Diff(diff_b=change.shift)
         self.dropped.append(module)
@@ -286,7 +290,7 @@ class _Maker:
     def _other(self, module: str, sites: Sequence[Sited], change: _Change) -> tuple[Adapter, ...]:
         """Returns what has no LoRA exactly, or nothing where only LoRAs are wanted."""
         norm = change.norm
-        if self.wish.to == "LoRA" and not self.wish.keep_others:
+        if self.wish.to == "LoRA" and not self.wish.norms_and_biases:
             self.dropped.append(module)
             self.accuracy.add(module, norm, norm)
             return ()
@@ -380,10 +384,10 @@ def _metadata(
         strings |= network_metadata(every, {} if wish.to == "LoRA" else {"algo": "full"})
         config = {}
     ranks = [one.rank for one in every if one.rank is not None]
-    strings[CONVERTED] = json.dumps(
+    strings[CONVERSION] = json.dumps(
         {
             "from": method_counts(adapter_set),
-            "to": wish.to,
+            **wish.said(),
             "ranks": ranks and [min(ranks), max(ranks)],
             "error": accuracy.relative,
         }

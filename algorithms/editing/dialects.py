@@ -224,10 +224,8 @@ def _fitted(adapter: Adapter, shape: tuple[int, ...]) -> Adapter:
     if isinstance(adapter, Lora) and adapter.reshape is None:
         return on_axes(adapter, shape)
     if isinstance(adapter, Dora):
-        axis = adapter.axis(shape)
-        found = adapter.dora_scale if adapter.magnitude_vector is None else adapter.magnitude_vector
-        assert found is not None, "parsing gives one of both"
         ones = [1] * (len(shape) - 2)
-        scale = found.reshape((-1, 1, *ones) if axis == "outputs" else (1, -1, *ones))
+        axes = (-1, 1, *ones) if adapter.axis(shape) == "outputs" else (1, -1, *ones)
+        scale = adapter.magnitude.reshape(axes)
         return Dora(_fitted(adapter.inner, shape), scale)
     return adapter

@@ -33,10 +33,9 @@ from checking import annotations_unchecked
 from ending_steps import EndingSteps
 from import_peft import peft
 from layer_cases import LayerCase
+from sited_adapters import LAYER, WEIGHT, on
 
 merge_utils = peft.utils.merge_utils
-LAYER = "lora_unet_layer"
-WHOLE = Target("model.layer.weight")
 EXACT = Recipe()
 
 
@@ -44,12 +43,6 @@ def site(
     adapter: Adapter, strength: float = 1.0, module: str = LAYER, target: Target | None = None
 ) -> Sited:
     return Sited(module, adapter, strength, target)
-
-
-def on(layer: LayerCase, adapter: Adapter, strength: float) -> Sited:
-    """Places an adapter on a layer whose weight and bias are known."""
-    shape = layer.layer.weight_shape
-    return Sited(LAYER, adapter, strength, WHOLE, shape, lambda: (layer.weight, layer.bias))
 
 
 def file(
@@ -398,8 +391,8 @@ def test_weighted_adapters_of_peft_are_the_same(kind: str, recipe: Recipe) -> No
 
 FUSED = KeyMap(
     [
-        ("lora_unet_qkv", WHOLE),
-        *((f"{part}", rows_of(WHOLE.weight, 8 * n, 8)) for n, part in enumerate("qkv")),
+        ("lora_unet_qkv", WEIGHT),
+        *((f"{part}", rows_of(WEIGHT.weight, 8 * n, 8)) for n, part in enumerate("qkv")),
         ("swapped", halves_swapped("model.mod.weight", 8)),
         ("lora_unet_mod", Target("model.mod.weight")),
     ],
@@ -448,10 +441,10 @@ def test_parts_alone_stay_parts_and_swapped_halves_are_put_right() -> None:
 
 def test_other_names_of_a_layer_are_the_same_layer() -> None:
     rows = Rows(0, 8)
-    assert FUSED.target("q") == Target(WHOLE.weight, rows)
-    names = KeyMap([("lora_unet_layer", WHOLE), ("unet.layer", WHOLE)], {WHOLE.weight: (24, 20)})
+    assert FUSED.target("q") == Target(WEIGHT.weight, rows)
+    names = KeyMap([("lora_unet_layer", WEIGHT), ("unet.layer", WEIGHT)], {WEIGHT.weight: (24, 20)})
     inputs = files(
-        site(lora(24, 20, 1), 1.0, "unet.layer", WHOLE), site(lora(24, 20, 2), 1.0, LAYER, WHOLE)
+        site(lora(24, 20, 1), 1.0, "unet.layer", WEIGHT), site(lora(24, 20, 2), 1.0, LAYER, WEIGHT)
     )
     found = combined(inputs, EXACT, {"model": names})
     ((result,),) = found.adapter_set.adapters.values()

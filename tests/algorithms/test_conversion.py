@@ -22,7 +22,7 @@ from anyadapter.algorithms.adapters.norm import Norm
 from anyadapter.algorithms.adapters.replacement import Replacement
 from anyadapter.algorithms.adapters.shira import Shira
 from anyadapter.algorithms.editing.conversion import (
-    CONVERTED,
+    CONVERSION,
     Conversion,
     Converted,
     conversion_report,
@@ -38,8 +38,8 @@ from anyadapter.algorithms.keymap import Target
 from ending_steps import EndingSteps
 from import_peft import peft
 from layer_cases import LayerCase, few, product_cases
+from sited_adapters import LAYER, on
 
-MODULE = "lora_unet_layer"
 EXACT = Conversion(size=Size(error=0.0))
 ALIKE = {one.name for one in product_cases()} - {one.name for one in few(product_cases())}
 """Layers that have nothing which a change of the weight could tell from that of another one."""
@@ -67,18 +67,12 @@ def set_of(adapters: Mapping[str, Sequence[Adapter]], **strings: str) -> Adapter
     return AdapterSet("cat.safetensors", several, AdapterMetadata(strings))
 
 
-def on(case: LayerCase, adapter: Adapter, module: str = MODULE) -> Sited:
-    """An adapter on a layer of a model that is connected."""
-    target, shape = Target(f"{module}.weight"), case.layer.weight_shape
-    return Sited(module, adapter, 1.0, target, shape, lambda: (case.weight, case.bias))
-
-
 def alone(adapters: AdapterSet) -> list[Sited]:
     return [Sited(module, one) for module, some in adapters.adapters.items() for one in some]
 
 
 def convert(adapter: Adapter, wish: Conversion, case: LayerCase | None = None) -> Converted:
-    source = set_of({MODULE: [adapter]})
+    source = set_of({LAYER: [adapter]})
     return converted(alone(source) if case is None else [on(case, adapter)], source, wish)
 
 
@@ -97,7 +91,7 @@ def norm_of(parts: tuple[Tensor, Tensor]) -> float:
     return math.hypot(*(float(part.norm()) for part in parts))
 
 
-def as_read(made: Converted, module: str = MODULE) -> tuple[Adapter, ...]:
+def as_read(made: Converted, module: str = LAYER) -> tuple[Adapter, ...]:
     """The adapters of a layer as the next loader has them."""
     tensors, metadata = to_tensors(made.adapter_set)
     parsed = parse_tensors(tensors, metadata, "file")
@@ -152,7 +146,7 @@ def test_the_error_of_a_small_rank_is_that_of_the_best_one_and_is_told(
 ) -> None:
     adapter = adapter_case.on(layer_case)
     made = (
-        convert(adapter, Conversion(size=Size(rank=2), keep_others=False), layer_case)
+        convert(adapter, Conversion(size=Size(rank=2), norms_and_biases=False), layer_case)
         if (
             len(layer_case.weight.shape) > 1 and adapter.delta_weight(layer_case.weight) is not None
         )
@@ -262,7 +256,7 @@ def test_a_lora_that_cannot_be_smaller_keeps_its_own_numbers() -> None:
     adapter = wide_lora(4)
     for wish in (EXACT, Conversion(size=Size(rank=8)), Conversion("as it is")):
         made = convert(adapter, wish)
-        (kept,) = made.adapter_set.adapters[MODULE]
+        (kept,) = made.adapter_set.adapters[LAYER]
         assert kept.up is adapter.up
         assert kept.alpha == 3.0
         assert made.accuracy.relative == 0
@@ -294,7 +288,7 @@ def test_several_adapters_of_a_layer_become_one() -> None:
         [lora, lokr],
         [lora, dora, Diff(random(8, 6, 3, 5))],
     ):
-        source = set_of({MODULE: some})
+        source = set_of({LAYER: some})
         made = converted([on(case, one) for one in some], source, EXACT)
         adapters = as_read(made)
         assert [type(one) for one in adapters] == [Diff, Lora] or len(adapters) == 2
@@ -304,11 +298,11 @@ def test_several_adapters_of_a_layer_become_one() -> None:
 
 def test_a_dylora_is_cut_to_its_first_ranks() -> None:
     source = set_of(
-        {MODULE: [wide_lora(16)]}, ss_network_module="networks.dylora", ss_network_dim="16"
+        {LAYER: [wide_lora(16)]}, ss_network_module="networks.dylora", ss_network_dim="16"
     )
     cut = source.cut(4)
     made = converted(alone(cut), cut, Conversion("as it is")).adapter_set
-    (lora,) = made.adapters[MODULE]
+    (lora,) = made.adapters[LAYER]
     assert torch.equal(lora.up, wide_lora(16).up[:, :4])
     assert made.metadata.strings["ss_network_dim"] == "4"
     assert not made.notes
@@ -336,7 +330,7 @@ def test_what_is_no_matrix_is_kept_or_dropped_and_counted() -> None:
     assert kept.adapter_set.adapters["lora_unet_norm"] == (norm,)
     assert kept.adapter_set.adapters["lora_unet_table"] == (table,)
     assert kept.accuracy.relative < 1e-6
-    dropped = converted(alone(source), source, replace(EXACT, keep_others=False))
+    dropped = converted(alone(source), source, replace(EXACT, norms_and_biases=False))
     assert [*dropped.adapter_set.adapters] == ["lora_unet_x"]
     (lora,) = dropped.adapter_set.adapters["lora_unet_x"]
     assert lora.delta_bias(None) is None
@@ -346,21 +340,21 @@ def test_what_is_no_matrix_is_kept_or_dropped_and_counted() -> None:
     whole = math.hypot(expected, shifted.form().norm())
     assert dropped.accuracy.relative == pytest.approx(expected / whole, rel=1e-6)
     with pytest.raises(EditingError, match=r"Nothing is left of cat\.safetensors"):
-        convert(norm, replace(EXACT, keep_others=False))
+        convert(norm, replace(EXACT, norms_and_biases=False))
 
 
 def test_a_parameter_that_is_no_weight_stays_whole() -> None:
     adapter = Replacement(random(6, 8))
     table = Sited(
-        MODULE,
+        LAYER,
         adapter,
         1.0,
         Target("a.scale_shift_table"),
         (6, 8),
         lambda: (random(6, 8) * 2, None),
     )
-    made = converted([table], set_of({MODULE: [adapter]}), EXACT)
-    (diff,) = made.adapter_set.adapters[MODULE]
+    made = converted([table], set_of({LAYER: [adapter]}), EXACT)
+    (diff,) = made.adapter_set.adapters[LAYER]
     assert isinstance(diff, Diff)
     assert diff.diff is not None
     assert_close(diff.diff, -random(6, 8))
@@ -368,7 +362,7 @@ def test_a_parameter_that_is_no_weight_stays_whole() -> None:
 
 def test_the_part_that_tells_a_change_is_asked_for_by_name() -> None:
     text, dora = "lora_te_text_model_encoder_layers_0_mlp_fc1", Dora(wide_lora(2), random(40, 1))
-    source = set_of({MODULE: [dora], text: [dora]})
+    source = set_of({LAYER: [dora], text: [dora]})
     with pytest.raises(EditingError, match=r"LoRA with DoRA changes in 2 layers.*MODEL and CLIP"):
         converted(alone(source), source, EXACT)
     case = linear()
@@ -409,10 +403,10 @@ def test_the_header_says_what_the_result_is_and_keeps_the_rest() -> None:
         "sshs_model_hash": "abc",
         "lora_adapter_metadata": '{"r": 3}',
     }
-    source = set_of({MODULE: [wide_lora(16)]}, **strings).as_trained()
+    source = set_of({LAYER: [wide_lora(16)]}, **strings).as_trained()
     made = converted(alone(source), source, Conversion(size=Size(rank=4))).adapter_set
     found = dict(made.metadata.strings)
-    assert json.loads(found.pop(CONVERTED))["ranks"] == [4, 4]
+    assert json.loads(found.pop(CONVERSION))["ranks"] == [4, 4]
     assert found == {
         "ss_network_module": "networks.lora",
         "ss_network_dim": "4",
@@ -425,12 +419,12 @@ def test_the_header_says_what_the_result_is_and_keeps_the_rest() -> None:
 def test_a_result_is_not_corrected_again() -> None:
     """LyCORIS' DyLoRA acts weaker than trained by what its header says; once is enough."""
     strings = {"ss_network_module": "lycoris.kohya", "ss_network_args": '{"algo": "dylora"}'}
-    source = set_of({MODULE: [wide_lora(16)]}, **strings).as_trained()
+    source = set_of({LAYER: [wide_lora(16)]}, **strings).as_trained()
     shape = torch.empty(40, 30, device="meta")
     for wish in (EXACT, Conversion(size=Size(rank=15)), Conversion("as it is", Size(rank=15))):
         made = converted(alone(source), source, wish)
         (lora,) = as_read(made)
-        ours, theirs = lora.delta_weight(shape), source.adapters[MODULE][0].delta_weight(shape)
+        ours, theirs = lora.delta_weight(shape), source.adapters[LAYER][0].delta_weight(shape)
         assert float((ours - theirs).norm() / theirs.norm()) == pytest.approx(
             made.accuracy.relative, abs=1e-6
         )
@@ -438,7 +432,7 @@ def test_a_result_is_not_corrected_again() -> None:
 
 def test_a_report_says_what_became_of_what() -> None:
     source = set_of(
-        {MODULE: [Diff(random(512, 512).half())], "lora_unet_n": [Norm(random(8).half())]}
+        {LAYER: [Diff(random(512, 512).half())], "lora_unet_n": [Norm(random(8).half())]}
     )
     made = converted(alone(source), source, Conversion(size=Size(rank=64)))
     lines = conversion_report(source, made).splitlines()
@@ -475,8 +469,8 @@ def test_lycoris_reads_the_lora_and_does_the_same(name: str) -> None:
     made = convert(FullRank(random(*shape).float()), EXACT, case)
     tensors, _ = to_tensors(made.adapter_set)
     module = case.to(torch.float32).module
-    found, values = get_module(tensors, MODULE)
-    opened = make_module(found, values, MODULE, module)
+    found, values = get_module(tensors, LAYER)
+    opened = make_module(found, values, LAYER, module)
     expected = case.with_base(case.weight + random(*shape), case.bias).float()
     opened.apply_to()
     assert_close(module(case.x.float()), expected, rtol=1e-4, atol=1e-4)

@@ -1,7 +1,6 @@
 """Extract Adapter on the small SD 1.5: the base with what comes out is the tuned model again."""
 
 from collections.abc import Iterator, Mapping
-from types import SimpleNamespace
 from typing import Any
 
 import comfy.lora
@@ -24,6 +23,7 @@ from anyadapter.nodes import extracting
 from anyadapter.nodes.adapting import Wish, adapt
 from anyadapter.nodes.extracting import ExtractAdapter
 from anyadapter.nodes.host.weights import Weights
+from without_page import without_page
 
 UNET = "diffusion_model."
 MATRIX = f"{UNET}input_blocks.1.1.transformer_blocks.0.attn1.to_q"
@@ -99,8 +99,7 @@ def clip_tuned(models: Any) -> Any:
 
 @pytest.fixture(autouse=True)
 def page(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extracting, "show_text", lambda *_: None)
-    monkeypatch.setattr(ExtractAdapter, "hidden", SimpleNamespace(unique_id="1"))
+    without_page(monkeypatch, extracting, ExtractAdapter)
 
 
 def extract(method: Method = "LoRA", **inputs: Any) -> tuple[AdapterSet, str]:
@@ -112,8 +111,7 @@ def extract(method: Method = "LoRA", **inputs: Any) -> tuple[AdapterSet, str]:
 def whole(models: Any, model_tuned: Any, clip_tuned: Any) -> Iterator[tuple[AdapterSet, str]]:
     """A LoRA of model and text encoders."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(extracting, "show_text", lambda *_: None)
-        patch.setattr(ExtractAdapter, "hidden", SimpleNamespace(unique_id="1"))
+        without_page(patch, extracting, ExtractAdapter)
         yield extract(
             model_tuned=model_tuned,
             model_base=models.model,

@@ -41,6 +41,7 @@ from layer_cases import LayerCase
 from oracles import change, only, relative_error
 from pictures import Pictures
 from real_models import real_model
+from without_page import without_page
 from workflows import node, text_to_latent
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -54,8 +55,7 @@ SIZES = {"a.lora_up.weight": (8, 4), "a.lora_down.weight": (4, 6)}
 def quiet(loras: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The LoRA folder of a host without a page."""
     for module, one in ((opening, OpenAdapter), (saving, SaveAdapter)):
-        monkeypatch.setattr(module, "show_text", lambda *_: None)
-        monkeypatch.setattr(one, "hidden", SimpleNamespace(unique_id="1"))
+        without_page(monkeypatch, module, one)
     return loras
 
 
