@@ -206,7 +206,7 @@ def _difference(
 ) -> _Difference:
     """Returns how one tensor differs; rounding alone is no difference, a small one counts as lost."""
     base, tuned = widened(base), widened(tuned)
-    if torch.equal(base, tuned) or any(
+    if _are_same(base, tuned) or any(
         torch.equal(one.to(dtype).to(one.dtype), other)
         for dtype in PRECISIONS
         for one, other in ((base, tuned), (tuned, base))
@@ -219,6 +219,15 @@ def _difference(
     if norm <= wish.minimum * Whole(base).norm():
         return _Difference(None, norm, norm)
     return _Difference(change, norm)
+
+
+def _are_same(base: Tensor, tuned: Tensor) -> bool:
+    """Whether two tensors are equal; numbers that are none count as equal where their bits are.
+
+    ComfyUI leaves what a checkpoint lacks as memory happens to be, as the text projection of SD 1.5.
+    """
+    one, other = (tensor.contiguous().view(torch.uint8) for tensor in (base, tuned))
+    return torch.equal(base, tuned) or torch.equal(one, other)
 
 
 def _lora(base: Tensor, tuned: Tensor, wish: Extraction, seed: str) -> _Made:

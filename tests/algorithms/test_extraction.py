@@ -253,6 +253,12 @@ def test_without_a_difference_there_is_nothing() -> None:
     assert found.norm == found.error == 0
 
 
+def test_what_no_checkpoint_has_is_no_difference_whatever_it_holds() -> None:
+    """A weight that the host had never filled was not finite, and stopped the whole run."""
+    base = torch.full(MATRIX, math.nan)
+    assert extracted(base, base.clone(), EVERY_RANK, "layer").adapters == ()
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_what_was_only_rounded_is_no_difference(dtype: torch.dtype) -> None:
     """Models are kept in several precisions: all their layers seemed to be trained."""
