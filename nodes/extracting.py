@@ -30,6 +30,7 @@ from .adapting import CLIP, MODEL, key_maps_of
 from .host.injections import is_hooked
 from .host.messages import LayersBar, show_text
 from .host.prediction import sampling_of
+from .host.unused_weights import unused_weights
 from .host.weights import Weights
 from .inputs import LARGEST_RANK, chosen_size, size_inputs, size_limits
 from .schema import advanced
@@ -252,17 +253,18 @@ def _pair(part: str, tuned: Any, base: Any, key_map: KeyMap) -> _Pair:
     there, here = (
         Weights(getattr(one, "patcher", one), with_adapters=True) for one in (tuned, base)
     )
-    pairing = paired(_shapes(here), _shapes(there), key_map)
+    unused = unused_weights(base)
+    ours, theirs = (
+        {key: weights.shape(key) for key in weights.keys if key not in unused}
+        for weights in (here, there)
+    )
+    pairing = paired(ours, theirs, key_map)
     if not any(layer.is_weight for layer in pairing.shared):
         raise EditingError(
             f"The two {part}s share no layer: they are of different kinds. Connect a model and the "
             "one that it was trained from."
         )
     return _Pair(part, there, here, pairing)
-
-
-def _shapes(weights: Weights) -> dict[str, tuple[int, ...]]:
-    return {key: weights.shape(key) for key in weights.keys}
 
 
 def _of_layer(pair: _Pair, layer: Shared, wish: Extraction) -> Extracted | None:

@@ -178,6 +178,16 @@ def test_the_stock_loader_makes_the_tuned_model_of_the_base(
         assert_same(numbers(clone, trained), numbers(wanted, trained))
 
 
+def test_what_no_checkpoint_holds_is_no_difference(models: Any) -> None:
+    """ComfyUI never fills this weight: extracted adapters held what was in its memory before."""
+    projection = "clip_l.transformer.text_projection.weight"
+    wanted = f"{TEXT}mlp.fc1.weight"
+    clip_tuned = tuned(models.clip, {projection: 0, wanted: 2})
+    made, report = extract(clip_tuned=clip_tuned, clip_base=models.clip)
+    assert [*made.adapters] == ["lora_te_text_model_encoder_layers_3_mlp_fc1"]
+    assert "text_projection" not in report
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_is_read_back_as_it_was_made(
     models: Any, model_tuned: Any, method: Method
