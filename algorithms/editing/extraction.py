@@ -24,7 +24,7 @@ from ..adapters import Adapter
 from ..adapters.base import widened
 from ..adapters.diff import Diff
 from ..adapters.dora import Dora
-from ..adapters.forms import Whole
+from ..adapters.forms import CHUNK, Whole
 from ..adapters.ia3 import Ia3
 from ..adapters.linalg import factorization
 from ..adapters.lokr import Lokr
@@ -109,6 +109,19 @@ class _Difference:
 
 
 @dataclass(frozen=True, eq=False)
+class _Weights:
+    """A weight before and after, and their difference."""
+
+    base: Float[Tensor, "O I *K"]
+    tuned: Float[Tensor, "O I *K"]
+    change: Float[Tensor, "O I *K"]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.base.shape)
+
+
+@dataclass(frozen=True, eq=False)
 class _Made:
     """An adapter of a weight, and the norm of what it lacks of the difference."""
 
@@ -154,7 +167,8 @@ def extracted(
         return Extracted((Norm(scale, shift),), norm, lost)
     adapters: list[Adapter] = []
     if change is not None:
-        made = _MAKERS[wish.method](widened(base), widened(tuned), wish, seed)
+        weights = _Weights(widened(base), widened(tuned), change)
+        made = _MAKERS[wish.method](weights, wish, seed)
         adapters.append(made.adapter)
         lost = math.hypot(lost, made.error)
     if shift is not None:
@@ -206,11 +220,7 @@ def _difference(
 ) -> _Difference:
     """Returns how one tensor differs; rounding alone is no difference, a small one counts as lost."""
     base, tuned = widened(base), widened(tuned)
-    if _are_same(base, tuned) or any(
-        torch.equal(one.to(dtype).to(one.dtype), other)
-        for dtype in PRECISIONS
-        for one, other in ((base, tuned), (tuned, base))
-    ):
+    if _are_same(base, tuned) or _rounds_to(base, tuned) or _rounds_to(tuned, base):
         return _Difference()
     change = tuned - base
     norm = Whole(change).norm()
@@ -230,21 +240,31 @@ def _are_same(base: Tensor, tuned: Tensor) -> bool:
     return torch.equal(base, tuned) or torch.equal(one, other)
 
 
-def _lora(base: Tensor, tuned: Tensor, wish: Extraction, seed: str) -> _Made:
-    shape = tuple(base.shape)
-    found = decomposed(Whole(tuned - base), wish.size.on(shape), seed)
-    return _Made(lora_of(found.up, found.down, shape), found.error)
+def _rounds_to(exact: Tensor, rounded: Tensor) -> bool:
+    """Whether a tensor is another one in a lower precision; some of its numbers are rounded at a time."""
+    pieces = [one.flatten().split(CHUNK) for one in (exact, rounded)]
+    return any(
+        all(
+            torch.equal(one.to(dtype).to(one.dtype), other)
+            for one, other in zip(*pieces, strict=True)
+        )
+        for dtype in PRECISIONS
+    )
 
 
-def _dora(base: Tensor, tuned: Tensor, wish: Extraction, seed: str) -> _Made:
+def _lora(weights: _Weights, wish: Extraction, seed: str) -> _Made:
+    found = decomposed(Whole(weights.change), wish.size.on(weights.shape), seed)
+    return _Made(lora_of(found.up, found.down, weights.shape), found.error)
+
+
+def _dora(weights: _Weights, wish: Extraction, seed: str) -> _Made:
     """Finds rows V = W + up @ down whose directions are those of W'.
 
     How long V's rows are is free, since m / ||V|| is applied. At first they are as long as those of
     W; then the low-rank copy and the lengths that fit it best take turns. A difference that was made
     by a DoRA is found as such: measured, each turn leaves a tenth of the error of the one before.
     """
-    before, after = base.flatten(1), tuned.flatten(1)
-    shape = tuple(base.shape)
+    before, after, shape = weights.base.flatten(1), weights.tuned.flatten(1), weights.shape
     size = wish.size.on(shape)
     of_tuned = torch.linalg.vector_norm(after, dim=1)
     gains = torch.linalg.vector_norm(before, dim=1) / _not_zero(of_tuned)
@@ -259,7 +279,7 @@ def _dora(base: Tensor, tuned: Tensor, wish: Extraction, seed: str) -> _Made:
         error = Whole(made - after).norm()
         if best is not None and error > GAIN * best.error:
             break
-        scale = magnitudes.reshape(-1, *[1] * (base.ndim - 1))
+        scale = magnitudes.reshape(-1, *[1] * (len(shape) - 1))
         best = _Made(Dora(lora_of(found.up, found.down, shape), dora_scale=scale), error)
         gains = along / _not_zero(of_tuned.square())
     assert best is not None, "the first turn is taken"
@@ -271,17 +291,17 @@ def _not_zero(values: Tensor) -> Tensor:
     return torch.where(values > 0, values, torch.ones_like(values))
 
 
-def _lokr(base: Tensor, tuned: Tensor, wish: Extraction, seed: str) -> _Made:
+def _lokr(weights: _Weights, wish: Extraction, seed: str) -> _Made:
     """Makes both sides whole, in the sizes of LyCORIS; its loader stops without an alpha."""
-    rows, columns = (factorization(size, wish.factor)[0] for size in base.shape[:2])
-    found = nearest_kronecker(tuned - base, (rows, columns), seed)
+    rows, columns = (factorization(size, wish.factor)[0] for size in weights.shape[:2])
+    found = nearest_kronecker(weights.change, (rows, columns), seed)
     return _Made(Lokr(w1=found.w1, w2=found.w2, alpha=1.0), found.error)
 
 
-def _ia3(base: Tensor, tuned: Tensor, wish: Extraction, seed: str) -> _Made:
+def _ia3(weights: _Weights, wish: Extraction, seed: str) -> _Made:
     """Makes the factors that keep most by least squares: <dW, W> / <W, W> in each row or column."""
     del wish, seed
-    change = tuned - base
+    base, change = weights.base, weights.change
     found: list[_Made] = []
     for axis in (0, 1):
         others = tuple(one for one in range(base.ndim) if one != axis)
@@ -293,7 +313,7 @@ def _ia3(base: Tensor, tuned: Tensor, wish: Extraction, seed: str) -> _Made:
     return min(found, key=lambda made: made.error)
 
 
-_MAKERS: Mapping[Method, Callable[[Tensor, Tensor, Extraction, str], _Made]] = {
+_MAKERS: Mapping[Method, Callable[[_Weights, Extraction, str], _Made]] = {
     "LoRA": _lora,
     "DoRA": _dora,
     "LoKr": _lokr,
