@@ -272,12 +272,14 @@ def _of_layer(pair: _Pair, layer: Shared, wish: Extraction) -> Extracted | None:
     base, tuned = pair.base.read(layer.key), pair.tuned.read(layer.key)
     if base is None or tuned is None:
         return None
+    dtypes = {side.stored_dtype(layer.key) for side in (pair.base, pair.tuned)}
+    unlike = len(dtypes) == 2 and None not in dtypes
     if not layer.is_weight:
-        return extracted_parameter(base, tuned, wish, layer.name)
+        return extracted_parameter(base, tuned, wish, layer.name, unlike=unlike)
     biases = (None, None)
     if layer.bias is not None:
         biases = (pair.base.read(layer.bias), pair.tuned.read(layer.bias))
-    return extracted(base, tuned, wish, layer.name, *biases)
+    return extracted(base, tuned, wish, layer.name, *biases, unlike=unlike)
 
 
 def _strangers(pair: _Pair) -> Iterator[str]:

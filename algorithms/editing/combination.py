@@ -21,6 +21,7 @@ from torch import Tensor
 from ..adapters import Adapter
 from ..adapters.diff import Diff
 from ..adapters.forms import Form, Product, Whole
+from ..adapters.lora import Lora, LoraTucker
 from ..adapters.lora_embedding import LoraEmbedding
 from ..adapters.norm import Norm
 from ..errors import EditingError, counted, listed
@@ -31,6 +32,7 @@ from ..shapes import Float
 from .accuracy import Accuracy
 from .combined_metadata import combined_metadata
 from .decomposition import decomposed
+from .digests import digest
 from .joining import Input, Joint, contents_of, joints_of, names_of, ordered
 from .pruning import Sign, agreed, at_random, largest, weighted
 from .scaling import scaled
@@ -41,6 +43,7 @@ from .sums import Term, added, shifted
 from .weight_shapes import hides_kernel, lora_of
 
 Mode = Literal["exact", "svd", "ties", "dare linear", "dare ties", "magnitude"]
+LORAS = (Lora, LoraTucker, LoraEmbedding)
 BASE_MODEL = ("modelspec.architecture", "ss_base_model_version")
 
 
@@ -141,7 +144,8 @@ def combined(
             )
         made = _made(joint, recipe)
         adapters[name] = made.adapters
-        accuracy.add(name, made.norm, made.error)
+        if made.adapters:  # else all that was there cancels
+            accuracy.add(name, made.norm, made.error)
         strayed.append(made.strayed)
         sums.append(made.sum_norm)
     adapters = {name: several for name, several in adapters.items() if several}
@@ -243,7 +247,9 @@ def _of_size(joint: Joint, recipe: Recipe) -> _Made:
     size = recipe.size.on(joint.shape or ())
     limit = size.fixed_rank
     if limit is not None and isinstance(form, Product) and form.left.shape[1] <= limit:
-        return _exact(joint)  # it is of that size
+        if all(isinstance(term.site.adapter, LORAS) for term in joint.terms):
+            return _exact(joint)  # it is of that size
+        return _Made(_adapters(joint, form, shifted(joint.terms)), form.norm())
     return _decomposed(joint, form, size)
 
 
@@ -261,6 +267,7 @@ def _pruned(joint: Joint, recipe: Recipe) -> _Made:
     changes: list[Tensor] = []
     strengths: list[float] = []
     plain: Tensor | None = None
+    seen: Counter[bytes] = Counter()
     for terms in files.values():
         strength = max(abs(term.strength) for term in terms)
         form = added([replace(term, strength=term.strength / strength) for term in terms])
@@ -271,7 +278,10 @@ def _pruned(joint: Joint, recipe: Recipe) -> _Made:
         change = form.matrix
         plain = change * strength if plain is None else plain.add_(change, alpha=strength)
         if recipe.mode.startswith("dare"):
-            change = at_random(change, recipe.density, f"{terms[0].file}\n{joint.seed}")
+            content = terms[0].content or digest(terms[0].site.adapter)
+            seen[content] += 1  # one file may be there several times
+            seed = f"{content.hex()} {seen[content]}\n{joint.seed}"
+            change = at_random(change, recipe.density, seed)
         else:
             change = largest(change, recipe.density)
         changes.append(change)
@@ -371,6 +381,8 @@ def _of_methods(
     turned: Counter[str] = Counter()
     kernels: list[str] = []
     for joint, name in zip(joints, names, strict=True):
+        if name not in adapters:
+            continue
         kinds = {type(one) for one in adapters[name]}
         gone = [
             one for one in (term.site.adapter for term in joint.terms) if type(one) not in kinds

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from ..adapters import Adapter
-from ..adapters.diff import Diff
+from ..adapters.diff import Diff, FullRank
 from ..adapters.forms import Form
 from ..adapters.lora import Lora, LoraTucker
 from ..adapters.norm import Norm
+from ..adapters.replacement import Replacement
 from ..adapters.shira import Shira
 from ..errors import EditingError, counted, listed
 from ..families import in_text_encoder
@@ -346,7 +347,8 @@ def _is_vector(site: Sited, shape: tuple[int, ...]) -> bool:
     """Whether a parameter is no matrix or kernel: of a norm, or a table that a block has."""
     if site.target is not None and site.target.parameter != "weight":
         return True
-    table = site.target is None and len(shape) == 3 and shape[0] == 1
+    whole = isinstance(site.adapter, Diff | FullRank | Replacement)
+    table = whole and site.target is None and len(shape) == 3 and shape[0] == 1
     return len(shape) < 2 or table
 
 

@@ -32,6 +32,8 @@ RANDOM_SHARE = 0.3
 """Of all directions: where more are wanted, all are computed, which then takes no longer."""
 FINEST = 1e-5
 """Share of the squared norm that float32 can tell as a difference of two sums; less is summed itself."""
+REACH = (1e-12, 1e12)
+"""Norms between which float32 holds all squares that are needed; others are brought to 1 first."""
 CANCELS = 1e-2
 """Of the squared norm: what is left of it below here is computed anew, not as a difference."""
 
@@ -75,7 +77,8 @@ def decomposed(form: Form, size: Size, seed: str) -> Factors:
         form: The change.
         size: How much of it is kept. No more than its rank is, and 1 at least: a change of nothing
             becomes one rank of zeros.
-        seed: Any text, as the name of the layer; the same one gives the same bits.
+        seed: Any text, as the name of the layer; the same one gives the same bits, with the
+            same number of threads.
 
     Returns:
         Factors in float64 where the change is, and else in float32.
@@ -129,6 +132,11 @@ def _of_kronecker(form: Kronecker, size: Size, seed: str) -> Factors:
     generator = generator_of(seed)
     left, right = widened(form.left), widened(form.right)
     norm = _finite(_norm(left) * _norm(right), seed)
+    if norm and not REACH[0] < norm < REACH[1]:
+        sides = [(one.double() / _norm(one)).to(one.dtype) for one in (left, right)]
+        found = _of_kronecker(Kronecker(*sides), size, seed)
+        up, down = (one * norm**0.5 for one in (found.up, found.down))
+        return Factors(up, down, found.error * norm, norm)
     if norm == 0:
         return _nothing(torch.kron(left[:, :1], right[:, :1]), torch.kron(left[:1], right[:1]))
     one, other = (_leading(side, size.fixed_rank, generator) for side in (left, right))
@@ -156,6 +164,10 @@ def _of_matrix(matrix: Float[Tensor, "O C"], size: Size, seed: str) -> Factors:
     norm = _finite(_norm(matrix), seed)
     if norm == 0:
         return _nothing(matrix, matrix)
+    if not REACH[0] < norm < REACH[1]:
+        found = _of_matrix((matrix.double() / norm).to(matrix.dtype), size, seed)
+        up, down = (one * norm**0.5 for one in (found.up, found.down))
+        return Factors(up, down, found.error * norm, norm)
     generator = generator_of(seed)
     if size.fixed_rank is not None:
         found = _leading(matrix, size.fixed_rank, generator)
@@ -237,12 +249,11 @@ class _Range:
         return self
 
     def _outside(self, vectors: Float[Tensor, "O R"]) -> Float[Tensor, "O R"]:
-        """Returns a basis of what of `vectors` is not in the range yet; twice is enough."""
-        if self.count:
-            for _ in range(2):
-                vectors = torch.linalg.qr(vectors - self.basis @ (self.basis.T @ vectors))[0]
-            return vectors
-        return torch.linalg.qr(vectors)[0]
+        """Returns orthonormal directions, of `vectors` as far as those are not in the range yet.
+
+        Taken off by products, what rounding leaves of vectors that are in the range would lie in it.
+        """
+        return torch.linalg.qr(torch.cat([self.basis, vectors], 1))[0][:, self.count :]
 
     def directions(self) -> _Directions:
         """Returns the singular triples of the matrix within the range."""

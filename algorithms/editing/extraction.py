@@ -41,7 +41,7 @@ from .weight_shapes import lora_of
 Method = Literal["LoRA", "DoRA", "LoKr", "(IA)^3", "full"]
 METHODS: tuple[Method, ...] = ("LoRA", "DoRA", "LoKr", "(IA)^3", "full")
 PRECISIONS = (torch.float16, torch.bfloat16)
-"""In which models are kept; what rounding to one of them alone changes is no difference."""
+"""In which models are kept besides float32."""
 EXTRACTION = "anyadapter.extraction"
 """Key of what was asked for, as JSON."""
 ARGUMENTS: Mapping[str, Mapping[str, str]] = {
@@ -136,6 +136,8 @@ def extracted(
     seed: str,
     base_bias: Float[Tensor, " O"] | None = None,
     tuned_bias: Float[Tensor, " O"] | None = None,
+    *,
+    unlike: bool = False,
 ) -> Extracted:
     """Returns adapters that make a layer of the base what it is in the tuned model.
 
@@ -146,15 +148,17 @@ def extracted(
         seed: Name of the layer; the same one gives the same bits.
         base_bias: The bias beside it, or None where it has none.
         tuned_bias: The bias that it should have, or None.
+        unlike: Whether both were kept in dtypes of their own: then a difference that rounding to one
+            of these explains is none.
 
     Raises:
         EditingError: A weight has numbers that are not finite.
     """
     if base.ndim < 2 and not wish.norms_and_biases:
         return Extracted()
-    weight, bias = _difference(base, tuned, wish, seed), _Difference()
+    weight, bias = _difference(base, tuned, wish, seed, unlike=unlike), _Difference()
     if wish.norms_and_biases and base_bias is not None and tuned_bias is not None:
-        bias = _difference(base_bias, tuned_bias, wish, seed)
+        bias = _difference(base_bias, tuned_bias, wish, seed, unlike=unlike)
     norm, lost = math.hypot(weight.norm, bias.norm), math.hypot(weight.lost, bias.lost)
     change, shift = weight.kept, bias.kept
     if base.ndim < 2 or wish.method == "full":
@@ -177,16 +181,23 @@ def extracted(
 
 
 def extracted_parameter(
-    base: Float[Tensor, "*S"], tuned: Float[Tensor, "*S"], wish: Extraction, seed: str
+    base: Float[Tensor, "*S"],
+    tuned: Float[Tensor, "*S"],
+    wish: Extraction,
+    seed: str,
+    *,
+    unlike: bool = False,
 ) -> Extracted:
     """Returns the difference of what is no weight of a layer, as a table of positions, as it is.
+
+    Arguments are those of `extracted`.
 
     Raises:
         EditingError: It has numbers that are not finite.
     """
     if not wish.norms_and_biases:
         return Extracted()
-    found = _difference(base, tuned, wish, seed)
+    found = _difference(base, tuned, wish, seed, unlike=unlike)
     return Extracted(() if found.kept is None else (Diff(found.kept),), found.norm, found.lost)
 
 
@@ -216,11 +227,18 @@ def extraction_metadata(
 
 
 def _difference(
-    base: Float[Tensor, "*S"], tuned: Float[Tensor, "*S"], wish: Extraction, seed: str
+    base: Float[Tensor, "*S"],
+    tuned: Float[Tensor, "*S"],
+    wish: Extraction,
+    seed: str,
+    *,
+    unlike: bool,
 ) -> _Difference:
-    """Returns how one tensor differs; rounding alone is no difference, a small one counts as lost."""
+    """Returns how one tensor differs; a small difference counts as lost."""
     base, tuned = widened(base), widened(tuned)
-    if _are_same(base, tuned) or _rounds_to(base, tuned) or _rounds_to(tuned, base):
+    if _are_same(base, tuned):
+        return _Difference()
+    if unlike and (_rounds_to(base, tuned) or _rounds_to(tuned, base)):
         return _Difference()
     change = tuned - base
     norm = Whole(change).norm()
@@ -267,7 +285,9 @@ def _dora(weights: _Weights, wish: Extraction, seed: str) -> _Made:
     before, after, shape = weights.base.flatten(1), weights.tuned.flatten(1), weights.shape
     size = wish.size.on(shape)
     of_tuned = torch.linalg.vector_norm(after, dim=1)
-    gains = torch.linalg.vector_norm(before, dim=1) / _not_zero(of_tuned)
+    length = torch.linalg.vector_norm(before, dim=1)
+    empty = length == 0  # such a row has no direction to begin with: it is taken as it is in W'
+    gains = torch.where(empty, 1.0, length / _not_zero(of_tuned))
     best: _Made | None = None
     for _ in range(TURNS):
         found = decomposed(Whole(after * gains[:, None] - before), size, seed)
@@ -281,7 +301,7 @@ def _dora(weights: _Weights, wish: Extraction, seed: str) -> _Made:
             break
         scale = magnitudes.reshape(-1, *[1] * (len(shape) - 1))
         best = _Made(Dora(lora_of(found.up, found.down, shape), dora_scale=scale), error)
-        gains = along / _not_zero(of_tuned.square())
+        gains = torch.where(empty, 1.0, along / _not_zero(of_tuned.square()))
     assert best is not None, "the first turn is taken"
     return best
 

@@ -23,7 +23,7 @@ class Size:
     most: int | None = None
     """No rank is larger."""
     kernel_rank: int | None = None
-    """Of layers with a kernel, instead of all that; None is as on the others."""
+    """Of layers with a kernel, in place of the first three; None is as on the others."""
 
     def __post_init__(self) -> None:
         """Checks that it means something.
@@ -53,7 +53,7 @@ class Size:
         """Returns the size on a weight of a shape."""
         if self.kernel_rank is None or not has_kernel(shape):
             return self
-        return Size(rank=self.kernel_rank)
+        return Size(rank=self.kernel_rank, most=self.most)
 
     @property
     def fixed_rank(self) -> int | None:

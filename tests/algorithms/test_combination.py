@@ -208,6 +208,41 @@ def test_a_file_twice_counts_twice_and_against_itself_not_at_all() -> None:
         combined(files(site(one, 0.5), site(one, -0.5)), EXACT)
 
 
+@pytest.mark.parametrize("mode", ["exact", "svd"])
+def test_a_layer_in_which_all_cancels_is_left_out(mode: str) -> None:
+    one = lora(30, 20, 2)
+    parts = [
+        file("a", site(one, 1.0), site(one, 1.0, "other")),
+        file("b", site(one, -1.0), site(one, -0.5, "other")),
+    ]
+    found = combined(parts, Recipe(mode, Size(rank=2)))
+    assert list(found.adapter_set.adapters) == ["other"]
+    assert list(found.accuracy.parts) == ["other"]
+
+
+def test_what_is_no_lora_becomes_one_of_a_size() -> None:
+    """Some methods of PEFT are products of two factors too, which LoRA alone is read as."""
+    other = next(
+        case.on(layer)
+        for case in ADAPTER_CASES
+        for layer in case.layers()
+        if layer.name == "linear" and type(case.on(layer)).__name__ == "AdaLora"
+    )
+    (result,) = made(combined(files(site(other)), Recipe("svd", Size(rank=8))))
+    assert isinstance(result, Lora)
+    shape = (result.up.shape[0], result.down.shape[1])
+    assert_close(change((result,), *shape), change((other,), *shape), rtol=1e-5, atol=1e-6)
+
+
+def test_dare_drops_other_numbers_of_other_files_of_one_name() -> None:
+    parts = [
+        file("the same", site(lora(80, 60, 4, seed=seed).to("cpu", torch.float32)))
+        for seed in range(2)
+    ]
+    (result,) = made(combined(parts, Recipe("dare linear", density=0.5)))
+    assert 0.2 < float((result.diff == 0).double().mean()) < 0.3
+
+
 MODES = (
     EXACT,
     Recipe("svd", Size(rank=3)),
@@ -325,10 +360,9 @@ def test_dare_is_that_of_peft_with_masks_of_its_own(
     mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     masks = []
-    for number, dense in enumerate(DENSE):
-        alone = files(*[site(Diff(torch.zeros(2, 2)))] * number, site(Diff(torch.ones_like(dense))))
-        (mask,) = made(combined(alone[-1:], Recipe("dare linear", density=0.4)))
-        masks.append((mask.diff > 0).double())
+    for dense in DENSE:
+        alone = combined(files(site(Diff(dense))), Recipe("dare linear", density=0.4))
+        masks.append((made(alone)[0].diff != 0).double())
         assert 0.3 < float(masks[-1].mean()) < 0.5
     drawn = iter(masks)
     monkeypatch.setattr(torch, "bernoulli", lambda _: next(drawn))

@@ -343,6 +343,13 @@ def test_what_is_no_matrix_is_kept_or_dropped_and_counted() -> None:
         convert(norm, replace(EXACT, norms_and_biases=False))
 
 
+def test_a_convolution_of_one_output_is_no_table() -> None:
+    adapter = Lora(random(1, 2, 1), random(2, 5, 3), 2.0)
+    made = converted([Sited(LAYER, adapter)], set_of({LAYER: [adapter]}), EXACT)
+    (lora,) = made.adapter_set.adapters[LAYER]
+    assert isinstance(lora, Lora)
+
+
 def test_a_parameter_that_is_no_weight_stays_whole() -> None:
     adapter = Replacement(random(6, 8))
     table = Sited(

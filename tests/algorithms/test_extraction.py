@@ -265,10 +265,28 @@ def test_what_was_only_rounded_is_no_difference(dtype: torch.dtype) -> None:
     base = base_of(MATRIX)
     rounded = base.to(dtype).float()
     for one, other in ((base, rounded), (rounded, base)):
-        found = extracted(one, other, EVERY_RANK, "layer")
+        found = extracted(one, other, EVERY_RANK, "layer", unlike=True)
         assert found.adapters == ()
         assert found.norm == 0
-    assert extracted(base, rounded + 1e-6, EVERY_RANK, "layer").adapters
+    assert extracted(base, rounded + 1e-6, EVERY_RANK, "layer", unlike=True).adapters
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_change_smaller_than_a_step_counts_where_both_are_kept_alike(dtype: torch.dtype) -> None:
+    """Patches on a model in half precision may change each number by less than half a step."""
+    base = base_of((48,)).to(dtype).float()
+    tuned = base * (1 + 1e-4)
+    found = extracted(base, tuned, EVERY_RANK, "layer")
+    assert lack(found, base, tuned) <= 1e-6 * float((tuned - base).norm())
+
+
+@pytest.mark.parametrize("rows", [24, 48])
+def test_rows_of_zeros_can_be_trained_by_dora(rows: int) -> None:
+    base = base_of(MATRIX)
+    base[:rows] = 0
+    tuned = base + some(MATRIX)
+    found = extracted(base, tuned, Extraction(Size(rank=48), "DoRA"), "layer")
+    assert lack(found, base, tuned) <= 1e-4 * float((tuned - base).norm())
 
 
 def test_less_than_the_minimum_is_left_out_and_counts_as_lost() -> None:
