@@ -11,12 +11,12 @@ from comfy_api.latest import io
 from ..algorithms.editing.combination import Combined, Mode, Recipe, combined
 from ..algorithms.editing.joining import Input
 from ..algorithms.editing.pruning import Sign
-from ..algorithms.editing.size import Size
 from ..algorithms.errors import AdapterError, EditingError, StackError
 from ..algorithms.formats.parse import AdapterSet
 from ..algorithms.stack import Row, format_stack
 from .host.files import load_adapter
 from .host.messages import LayersBar, ReadingBar, show_text
+from .inputs import SIZES, chosen_size, size_inputs, size_limits
 from .placing import Placing, placed
 from .schema import advanced, drawn_by_page
 from .sockets import AdapterSocket
@@ -24,8 +24,7 @@ from .stack_rows import own_rows, require_weights, state_of, told_of
 
 MODES: list[Mode] = ["exact", "svd", "ties", "dare linear", "dare ties", "magnitude"]
 SIGNS: list[Sign] = ["total", "frequency"]
-RANK, ENERGY, ERROR, WHOLE = "rank", "kept energy", "error", "whole"
-LARGEST_RANK = 4096
+WHOLE = "whole"
 
 
 class CombineAdapters(io.ComfyNode):
@@ -64,39 +63,10 @@ class CombineAdapters(io.ComfyNode):
                     "numbers at random, made larger; linear adds them, ties as before. magnitude: the "
                     "largest numbers of each, added.",
                 ),
-                io.Combo.Input(
-                    "size",
-                    options=[RANK, ENERGY, ERROR, WHOLE],
-                    default=RANK,
-                    tooltip="Of the result, in all modes but exact: the same rank in every layer, or "
-                    "in each layer as many ranks as it takes to keep a share of its change, or to "
-                    "stay below an error. whole stores the change of each weight as it is, exact and "
-                    "large.",
-                ),
-                io.Int.Input(
-                    "rank",
-                    default=32,
-                    min=1,
-                    max=LARGEST_RANK,
-                    tooltip="For size rank: of every layer, as far as it has so many.",
-                ),
-                io.Float.Input(
-                    "kept_energy",
-                    default=0.99,
-                    min=0.01,
-                    max=1.0,
-                    step=0.001,
-                    tooltip="For size kept energy: share of the squared change of each layer that "
-                    "is kept at least.",
-                ),
-                io.Float.Input(
-                    "error",
-                    default=0.05,
-                    min=0.0,
-                    max=0.99,
-                    step=0.001,
-                    tooltip="For size error: what each layer loses at most, as a share of its "
-                    "change. 0.05 is 5 %.",
+                *size_inputs(
+                    of="Of the result, in all modes but exact.",
+                    others="whole: the change of each weight as it is, exact and large.",
+                    choices=[*SIZES, WHOLE],
                 ),
                 io.Float.Input(
                     "density",
@@ -116,26 +86,7 @@ class CombineAdapters(io.ComfyNode):
                         "frequency that of the greater number of adapters.",
                     )
                 ),
-                advanced(
-                    io.Int.Input(
-                        "largest_rank",
-                        default=0,
-                        min=0,
-                        max=LARGEST_RANK,
-                        tooltip="No layer gets more ranks than this, whatever the error. 0 sets no "
-                        "limit.",
-                    )
-                ),
-                advanced(
-                    io.Int.Input(
-                        "conv_rank",
-                        default=0,
-                        min=0,
-                        max=LARGEST_RANK,
-                        tooltip="A rank of its own for convolutions with a kernel (3x3). 0 treats "
-                        "them as all other layers.",
-                    )
-                ),
+                *size_limits(),
                 io.String.Input(
                     "strengths",
                     default="",
@@ -206,16 +157,17 @@ class CombineAdapters(io.ComfyNode):
         clip: Sequence[Any] = (None,),
     ) -> io.NodeOutput:
         """Returns what was made, with a report on the node; every input comes as a list."""
-        most = largest_rank[0] or None
-        sizes = {
-            RANK: Size(rank=rank[0], most=most),
-            ENERGY: Size(energy=kept_energy[0], most=most),
-            ERROR: Size(error=error[0], most=most),
-            WHOLE: None,
-        }
-        linear = sizes[size[0]]
-        kernels = Size(rank=conv_rank[0]) if conv_rank[0] and linear else None
-        recipe = Recipe(mode[0], linear, kernels, density[0], sign[0])
+        wished = None
+        if size[0] != WHOLE:
+            wished = chosen_size(
+                size[0],
+                rank=rank[0],
+                kept_energy=kept_energy[0],
+                error=error[0],
+                largest_rank=largest_rank[0],
+                conv_rank=conv_rank[0],
+            )
+        recipe = Recipe(mode[0], wished, density[0], sign[0])
         sources = [*_files(adapters), *_connected(adapter, strengths[0])]
         placings = [_placed(row, source, model[0], clip[0]) for row, source in sources]
         inputs = [
@@ -223,7 +175,7 @@ class CombineAdapters(io.ComfyNode):
             for (row, source), placing in zip(sources, placings, strict=True)
         ]
         key_maps = placings[0].key_maps if placings else {}
-        made = combined(inputs, recipe, key_maps, lambda count: LayersBar(count).step)
+        made = combined(inputs, recipe, key_maps, LayersBar)
         text = _report(inputs, made, placings)
         show_text(cls.hidden.unique_id, text)
         return io.NodeOutput(made.adapter_set, text, ui={"text": [text]})

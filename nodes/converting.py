@@ -6,23 +6,15 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..algorithms.editing.conversion import (
-    ALL_OF_IT,
-    Conversion,
-    To,
-    conversion_report,
-    converted,
-)
-from ..algorithms.editing.size import Size
+from ..algorithms.editing.conversion import Conversion, To, conversion_report, converted
 from ..algorithms.formats.parse import AdapterSet
 from .host.messages import LayersBar, show_text
+from .inputs import ALL, LARGEST_RANK, SIZES, chosen_size, size_inputs, size_limits
 from .placing import placed
 from .schema import advanced
 from .sockets import AdapterSocket
 
 TO: list[To] = ["LoRA", "full difference", "as it is"]
-ALL, RANK, ENERGY, ERROR = "all of it", "rank", "kept energy", "error"
-LARGEST_RANK = 8192
 
 
 class ConvertAdapter(io.ComfyNode):
@@ -49,56 +41,12 @@ class ConvertAdapter(io.ComfyNode):
                     "each weight as it is, exact and large. as it is: LoRAs are resized or cut, "
                     "other methods stay.",
                 ),
-                io.Combo.Input(
-                    "size",
-                    options=[ALL, RANK, ENERGY, ERROR],
-                    default=ALL,
-                    tooltip="What decides how large a LoRA becomes. all of it: as many ranks as each "
-                    "layer takes to lose nothing. The other three are the numbers below; with kept "
-                    "energy and error each layer gets the rank that it takes.",
+                *size_inputs(
+                    of="Of the LoRAs.",
+                    others="all of it: as many ranks as it takes to lose nothing.",
+                    choices=[ALL, *SIZES],
                 ),
-                io.Int.Input(
-                    "rank",
-                    default=16,
-                    min=1,
-                    max=LARGEST_RANK,
-                    tooltip="Of every layer, for size rank. A layer of fewer ranks keeps its own.",
-                ),
-                io.Float.Input(
-                    "kept_energy",
-                    default=0.99,
-                    min=0.01,
-                    max=1.0,
-                    step=0.001,
-                    tooltip="For size kept energy: the share of the squared singular values that "
-                    "each layer keeps at least.",
-                ),
-                io.Float.Input(
-                    "error",
-                    default=0.05,
-                    min=0.0,
-                    max=0.99,
-                    step=0.001,
-                    tooltip="For size error: what each layer loses at most, as a share of its "
-                    "change. 0.05 is 5 %.",
-                ),
-                io.Int.Input(
-                    "largest_rank",
-                    default=0,
-                    min=0,
-                    max=LARGEST_RANK,
-                    tooltip="No layer gets more ranks than this, whatever the error. 0 sets no limit.",
-                ),
-                advanced(
-                    io.Int.Input(
-                        "conv_rank",
-                        default=0,
-                        min=0,
-                        max=LARGEST_RANK,
-                        tooltip="A rank of its own for convolutions with a kernel (3x3). 0 treats "
-                        "them as all other layers.",
-                    )
-                ),
+                *size_limits(),
                 advanced(
                     io.Int.Input(
                         "cut",
@@ -155,19 +103,18 @@ class ConvertAdapter(io.ComfyNode):
         clip: Any = None,
     ) -> io.NodeOutput:
         """Returns what was made, with a report on the node."""
-        most = largest_rank or None
-        sizes = {
-            ALL: Size(error=ALL_OF_IT.error, most=most),
-            RANK: Size(rank=rank, most=most),
-            ENERGY: Size(energy=kept_energy, most=most),
-            ERROR: Size(error=error, most=most),
-        }
-        kernels = Size(rank=conv_rank) if conv_rank else None
+        wished = chosen_size(
+            size,
+            rank=rank,
+            kept_energy=kept_energy,
+            error=error,
+            largest_rank=largest_rank,
+            conv_rank=conv_rank,
+        )
         source = adapter.cut(cut)
         placing = placed(source, model, clip)
-        wish = Conversion(to, sizes[size], kernels, norms_and_biases)
-        bar = LayersBar(len(source.adapters))
-        made = converted(placing.sites, source, wish, bar.step)
+        wish = Conversion(to, wished, norms_and_biases)
+        made = converted(placing.sites, source, wish, LayersBar)
         said = source.notes[len(adapter.notes) :]
         text = "\n".join([conversion_report(adapter, made), *said, *placing.notes])
         show_text(cls.hidden.unique_id, text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,12 +17,12 @@ from ..algorithms.editing.extraction import (
     Method,
     extracted,
     extracted_parameter,
+    extraction_metadata,
 )
 from ..algorithms.editing.pairing import Pairing, Shared, paired
-from ..algorithms.editing.size import Size
+from ..algorithms.editing.summary import megabytes, summary
 from ..algorithms.errors import EditingError, TrainingError, counted, listed
 from ..algorithms.families import detect, sizes_of
-from ..algorithms.formats.metadata import AdapterMetadata
 from ..algorithms.formats.parse import AdapterSet
 from ..algorithms.keymap import KeyMap
 from ..algorithms.training.run_metadata import naming_of
@@ -31,14 +30,12 @@ from .adapting import CLIP, MODEL, key_maps_of
 from .host.injections import is_hooked
 from .host.messages import LayersBar, show_text
 from .host.prediction import sampling_of
+from .host.unused_weights import unused_weights
 from .host.weights import Weights
+from .inputs import LARGEST_RANK, chosen_size, size_inputs, size_limits
 from .schema import advanced
 from .sockets import AdapterSocket
 
-RANK = "rank"
-ENERGY = "kept energy"
-ERROR = "error"
-LARGEST_RANK = 8192
 SOURCE = "the extracted adapter"
 
 
@@ -88,64 +85,14 @@ class ExtractAdapter(io.ComfyNode):
                     "the nearest factors of rows or columns: both small and coarse. full keeps the "
                     "whole difference.",
                 ),
-                io.Combo.Input(
-                    "size",
-                    options=[RANK, ENERGY, ERROR],
-                    default=RANK,
-                    tooltip="Of LoRA and DoRA: the same rank in every layer, or in each layer as many "
-                    "ranks as it takes to keep a share of its change, or to stay below an error.",
-                ),
-                io.Int.Input(
-                    "rank",
-                    default=32,
-                    min=1,
-                    max=LARGEST_RANK,
-                    tooltip="With size rank: of every layer, as far as it has so many.",
-                ),
-                io.Float.Input(
-                    "kept_energy",
-                    default=0.9,
-                    min=0.01,
-                    max=1.0,
-                    step=0.001,
-                    tooltip="With size kept energy: share of the squared change of each layer that is "
-                    "kept at least.",
-                ),
-                io.Float.Input(
-                    "error",
-                    default=0.1,
-                    min=0.0,
-                    max=0.99,
-                    step=0.001,
-                    tooltip="With size error: share of the change of each layer that may be missing "
-                    "at most.",
-                ),
+                *size_inputs(of="Of LoRA and DoRA.", kept_energy=0.9, error=0.1),
                 io.Boolean.Input(
                     "norms_and_biases",
                     default=True,
                     tooltip="Whether changes of norms, biases and other small tensors are kept too, "
                     "exactly. Most loaders apply them.",
                 ),
-                advanced(
-                    io.Int.Input(
-                        "largest_rank",
-                        default=0,
-                        min=0,
-                        max=LARGEST_RANK,
-                        tooltip="With the other sizes: no layer gets more ranks than this. 0 sets no "
-                        "bound.",
-                    )
-                ),
-                advanced(
-                    io.Int.Input(
-                        "conv_rank",
-                        default=0,
-                        min=0,
-                        max=LARGEST_RANK,
-                        tooltip="Rank of convolutions with kernels larger than 1x1. 0 gives them the "
-                        "size of the other layers.",
-                    )
-                ),
+                *size_limits(),
                 advanced(
                     io.Int.Input(
                         "factor",
@@ -203,9 +150,15 @@ class ExtractAdapter(io.ComfyNode):
     ) -> io.NodeOutput:
         """Returns the adapter, with a report on the node."""
         wish = Extraction(
-            linear=_size(size, rank, kept_energy, error, largest_rank),
+            size=chosen_size(
+                size,
+                rank=rank,
+                kept_energy=kept_energy,
+                error=error,
+                largest_rank=largest_rank,
+                conv_rank=conv_rank,
+            ),
             method=method,
-            conv=Size(rank=conv_rank) if conv_rank else None,
             factor=factor or -1,
             minimum=minimum,
             norms_and_biases=norms_and_biases,
@@ -265,10 +218,11 @@ def extract(wish: Extraction, models: tuple[Any, Any], clips: tuple[Any, Any]) -
         for which, one in zip(("tuned", "base"), connected, strict=True)
         if one is not None and is_hooked(getattr(one, "patcher", one))
     ]
-    bar = LayersBar(sum(len(pair.pairing.shared) for pair in pairs))
+    step = LayersBar(sum(len(pair.pairing.shared) for pair in pairs))
     for pair in pairs:
         unreadable: list[str] = []
         for layer in pair.pairing.shared:
+            step()
             made = _of_layer(pair, layer, wish)
             if made is None:
                 unreadable.append(layer.name)
@@ -276,7 +230,6 @@ def extract(wish: Extraction, models: tuple[Any, Any], clips: tuple[Any, Any]) -
                 accuracy.add(layer.name, made.norm, made.error)
                 if made.adapters:
                     adapters[layer.name] = made.adapters
-            bar.step()
         if unreadable:
             notes.append(
                 f"Left out of the {pair.part}, as the numbers of these layers cannot be had (they are "
@@ -284,17 +237,10 @@ def extract(wish: Extraction, models: tuple[Any, Any], clips: tuple[Any, Any]) -
             )
     if not adapters:
         raise EditingError(" ".join(["There is no difference to make an adapter of.", *notes]))
-    header = wish.header(_base_model_version(key_maps, models[1]))
-    adapter_set = AdapterSet(SOURCE, adapters, AdapterMetadata(header))
+    every = [one for several in adapters.values() for one in several]
+    metadata = extraction_metadata(wish, every, _base_model_version(key_maps, models[1]))
+    adapter_set = AdapterSet(SOURCE, adapters, metadata)
     return Extract(adapter_set, _report(wish, adapter_set, pairs, accuracy, notes))
-
-
-def _size(kind: str, rank: int, energy: float, error: float, largest: int) -> Size:
-    """Returns the size that the widgets mean."""
-    if kind == RANK:
-        return Size(rank=rank)
-    most = largest or None
-    return Size(energy=energy, most=most) if kind == ENERGY else Size(error=error, most=most)
 
 
 def _pair(part: str, tuned: Any, base: Any, key_map: KeyMap) -> _Pair:
@@ -307,7 +253,12 @@ def _pair(part: str, tuned: Any, base: Any, key_map: KeyMap) -> _Pair:
     there, here = (
         Weights(getattr(one, "patcher", one), with_adapters=True) for one in (tuned, base)
     )
-    pairing = paired(_shapes(here), _shapes(there), key_map)
+    unused = unused_weights(base)
+    ours, theirs = (
+        {key: weights.shape(key) for key in weights.keys if key not in unused}
+        for weights in (here, there)
+    )
+    pairing = paired(ours, theirs, key_map)
     if not any(layer.is_weight for layer in pairing.shared):
         raise EditingError(
             f"The two {part}s share no layer: they are of different kinds. Connect a model and the "
@@ -316,21 +267,19 @@ def _pair(part: str, tuned: Any, base: Any, key_map: KeyMap) -> _Pair:
     return _Pair(part, there, here, pairing)
 
 
-def _shapes(weights: Weights) -> dict[str, tuple[int, ...]]:
-    return {key: weights.shape(key) for key in weights.keys}
-
-
 def _of_layer(pair: _Pair, layer: Shared, wish: Extraction) -> Extracted | None:
     """Returns what a layer becomes; None where its numbers cannot be had."""
     base, tuned = pair.base.read(layer.key), pair.tuned.read(layer.key)
     if base is None or tuned is None:
         return None
+    dtypes = {side.stored_dtype(layer.key) for side in (pair.base, pair.tuned)}
+    unlike = len(dtypes) == 2 and None not in dtypes
     if not layer.is_weight:
-        return extracted_parameter(base, tuned, wish, layer.name)
+        return extracted_parameter(base, tuned, wish, layer.name, unlike=unlike)
     biases = (None, None)
     if layer.bias is not None:
         biases = (pair.base.read(layer.bias), pair.tuned.read(layer.bias))
-    return extracted(base, tuned, wish, layer.name, *biases)
+    return extracted(base, tuned, wish, layer.name, *biases, unlike=unlike)
 
 
 def _strangers(pair: _Pair) -> Iterator[str]:
@@ -370,23 +319,16 @@ def _report(
     """Returns what the user is told."""
     shared = sum(len(pair.pairing.shared) for pair in pairs)
     made = [adapter for several in adapter_set.adapters.values() for adapter in several]
-    methods = Counter(adapter.label for adapter in made)
-    size = sum(
-        tensor.numel() * tensor.element_size()
-        for adapter in made
-        for tensor in adapter.tensors().values()
-    )
+    tensors = (tensor for adapter in made for tensor in adapter.tensors().values())
     lines = [
         f"{wish.method} of {counted(len(adapter_set.adapters), 'layer')} of {shared}, from the "
-        f"{' and the '.join(pair.part for pair in pairs)}; {size / 2**20:.1f} MB.",
-        f"Made: {', '.join(f'{count} x {label}' for label, count in methods.items())}.",
+        f"{' and the '.join(pair.part for pair in pairs)}; {megabytes(tensors)}.",
+        f"Made: {summary(adapter_set)}.",
         accuracy.sentence(),
     ]
     ranks = sorted(adapter.rank for adapter in made if adapter.rank is not None)
     if ranks and ranks[0] != ranks[-1]:
-        lines.append(
-            f"Ranks from {ranks[0]} to {ranks[-1]}, half of them up to {ranks[len(ranks) // 2]}."
-        )
+        lines.append(f"Half of the ranks are up to {ranks[len(ranks) // 2]}.")
     if not wish.norms_and_biases:
         lines.append("Norms and biases were not looked at.")
     return "\n".join([*lines, *notes])

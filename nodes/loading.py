@@ -119,7 +119,8 @@ class LoadAdapter(io.ComfyNode):
                 AdapterSocket.Input(
                     "trained",
                     optional=True,
-                    tooltip="An adapter as it comes from Train LoRA, in place of a file.",
+                    tooltip="An adapter of any node that gives one, in place of a file: Open, Convert, "
+                    "Combine, Extract Adapter or Train LoRA.",
                 ),
             ],
             outputs=[

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..algorithms.adapters import Adapter
 from ..algorithms.adapters.dora import Dora
-from ..algorithms.binding import Binding, Bound
+from ..algorithms.binding import Binding, Bound, require_match
 from ..algorithms.block_weights import BlockWeights
 from ..algorithms.editing.sites import Sited
 from ..algorithms.errors import AdapterError, counted, listed
@@ -47,7 +47,8 @@ def placed(
 ) -> Placing:
     """Returns every adapter of a set with its layer.
 
-    What means nothing in the parts that are connected, or does not fit, keeps its name alone.
+    What means nothing in the parts that are connected, or does not fit, keeps its name alone, as
+    long as something of the set has a place, or would have one in a part that is not connected.
 
     Args:
         adapter_set: Completed.
@@ -60,13 +61,13 @@ def placed(
 
     Raises:
         BlockWeightsError: The text of the weights means nothing.
+        NoMatchError: The set is for what is connected, and nothing of it means anything there.
     """
     parts = {MODEL: model, CLIP: clip}
     strengths = {MODEL: strength_model, CLIP: strength_clip}
     key_maps = key_maps_of(model, clip)
     bindings, notes = _bindings(adapter_set, key_maps)
     factors, more = _factors(adapter_set, key_maps, bindings, blocks, seed)
-    weights = {part: read_weights(parts[part]) for part in key_maps}
     homes: dict[tuple[str, int], tuple[str, Bound]] = {}
     for part, binding in bindings.items():
         for item in binding.bound:
@@ -104,7 +105,11 @@ def _order(adapters: Sequence[Adapter], item: Bound) -> int:
 def _bindings(
     adapter_set: AdapterSet, key_maps: Mapping[str, KeyMap]
 ) -> tuple[dict[str, Binding], list[str]]:
-    """Returns the places in each part, and a sentence for what has none."""
+    """Returns the places in each part, and a sentence for what has none.
+
+    Raises:
+        NoMatchError: The set is for these parts, and nothing of it means anything there.
+    """
     bindings: dict[str, Binding] = {}
     notes: list[str] = []
     for part, key_map in key_maps.items():
@@ -116,6 +121,9 @@ def _bindings(
         misfits = bindings[part].misfits
         if misfits:
             notes.append(f"Does not fit the {part}: {listed(misfits, 3, '; ')}.")
+    of_parts = {CLIP if in_text_encoder(module) else MODEL for module in adapter_set.adapters}
+    if of_parts <= bindings.keys() and not any(one.misfits for one in bindings.values()):
+        require_match(adapter_set, [*bindings.values()], [key_maps[part] for part in bindings])
     if bindings:
         nowhere = set.intersection(*(set(one.unmatched) for one in bindings.values()))
         homeless = [

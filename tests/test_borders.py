@@ -29,7 +29,7 @@ OWN_PARTS = {
     "inspection_report": {"adapters", "analysis", "errors", "families", "formats", "report"},
     "editing": {
         *("adapters", "analysis", "binding", "editing", "errors", "formats", "keymap", "layers"),
-        *("families", "shapes"),
+        *("families", "report", "shapes"),
     },
     "rounding": set(),
     "stack": {"errors"},

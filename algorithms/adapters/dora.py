@@ -232,7 +232,7 @@ class Dora(Adapter):
         fitting = self.axes(shape)
         if not fitting:
             raise ShapeError(
-                f"the DoRA magnitudes are {list(self._magnitude.shape)}, the weight is {list(shape)}"
+                f"the DoRA magnitudes are {list(self.magnitude.shape)}, the weight is {list(shape)}"
             )
         return self.flat_axis if self.flat_axis in fitting else fitting[0]
 
@@ -241,7 +241,7 @@ class Dora(Adapter):
         if len(shape) < 2:
             return ()  # the scale of a norm has no rows to be given lengths
         outputs, inputs = shape[:2]
-        found = self._magnitude
+        found = self.magnitude
         if self.dora_scale is None:
             return ("outputs",) if found.numel() == outputs else ()
         flat = found.ndim < 2
@@ -285,7 +285,7 @@ class Dora(Adapter):
         if not isinstance(inner, Lora) or self.axis(_shape_of(inner)) != "outputs":
             return None
         ones = [1] * (inner.down.ndim - 2)
-        vector = self._magnitude.flatten()
+        vector = self.magnitude.flatten()
         shaped = vector.reshape(1, -1, *ones) if ones else vector
         return Dora(inner, magnitude_vector=shaped)
 
@@ -301,7 +301,8 @@ class Dora(Adapter):
         return replace(made, inner=made.inner.with_unstored(inner))
 
     @property
-    def _magnitude(self) -> Tensor:
+    def magnitude(self) -> Float[Tensor, "..."]:
+        """m, in the shape in which the file has it."""
         found = self.dora_scale if self.magnitude_vector is None else self.magnitude_vector
         assert found is not None, "parsing gives one of both"
         return found
@@ -324,7 +325,7 @@ class Dora(Adapter):
         """Returns m / ||V||; a row or column without any length is left alone."""
         changed = changed.detach() if self.detached_norm else changed
         lengths = _lengths(changed, self.axis(tuple(changed.shape)))
-        magnitude = widened(self._magnitude).flatten()
+        magnitude = widened(self.magnitude).flatten()
         ones = torch.ones_like(lengths)
         # Divided by 1 where there is no length, since the gradients of both branches are computed.
         quotient = magnitude / torch.where(lengths > 0, lengths, ones)

@@ -32,6 +32,20 @@ class Form(ABC):
     def work(self) -> int:
         """About how many multiplications the singular values take."""
 
+    @property
+    @abstractmethod
+    def sizes(self) -> tuple[int, int]:
+        """Rows and columns of the matrix."""
+
+    @property
+    @abstractmethod
+    def matrix(self) -> Float[Tensor, "O C"]:
+        """The change as a matrix, built where it is not there."""
+
+    @abstractmethod
+    def times(self, factor: float) -> "Form":
+        """Returns the change times a number."""
+
 
 @dataclass(frozen=True, eq=False)
 class Whole(Form):
@@ -62,9 +76,18 @@ class Whole(Form):
         return _work_of_whole(short, long)
 
     @property
+    def sizes(self) -> tuple[int, int]:
+        """Those of the matrix."""
+        return self.tensor.shape[0], self.tensor.shape[1:].numel()
+
+    @property
     def matrix(self) -> Float[Tensor, "O C"]:
-        """The change as a matrix; what has one axis, as the scale of a norm, is one row."""
-        return self.tensor.flatten(1) if self.tensor.ndim > 1 else self.tensor[None]
+        """The change as a matrix; what has one axis, as the scale of a norm, is one column."""
+        return self.tensor.flatten(1) if self.tensor.ndim > 1 else self.tensor[:, None]
+
+    def times(self, factor: float) -> "Whole":
+        """Returns the change times a number."""
+        return Whole(self.tensor * factor)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +125,20 @@ class Product(Form):
             return _work_of_whole(*sorted((rows, columns)))
         return 2 * rank**2 * (rows + columns + rank)
 
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Those outside of the product."""
+        return self.left.shape[0], self.right.shape[1]
+
+    @property
+    def matrix(self) -> Float[Tensor, "O C"]:
+        """The product."""
+        return self.left @ self.right
+
+    def times(self, factor: float) -> "Product":
+        """Returns the change times a number."""
+        return Product(self.left * factor, self.right)
+
 
 @dataclass(frozen=True, eq=False)
 class Hadamard(Form):
@@ -112,7 +149,7 @@ class Hadamard(Form):
 
     def norm(self) -> float:
         """Returns the norm of the product over the pairs of ranks, or the sum over some rows each."""
-        rows, columns = self.first.left.shape[0], self.first.right.shape[1]
+        rows, columns = self.sizes
         ranks = self.first.left.shape[1] + self.second.left.shape[1]
         if self._pairs**2 * (rows + columns) < ranks * rows * columns:
             return self.over_pairs().norm()
@@ -132,7 +169,7 @@ class Hadamard(Form):
     @property
     def work(self) -> int:
         """That of the smaller form."""
-        short, long = sorted((self.first.left.shape[0], self.first.right.shape[1]))
+        short, long = sorted(self.sizes)
         pairs = self._pairs
         if 2 * pairs < short:
             return 2 * pairs**2 * (short + long + pairs)
@@ -155,11 +192,21 @@ class Hadamard(Form):
 
     def smaller(self) -> Form:
         """Returns the form that takes less work."""
-        if 2 * self._pairs < min(self.first.left.shape[0], self.first.right.shape[1]):
-            return self.over_pairs()
-        halves = (self.first, self.second)
-        one, other = (half.left @ half.right for half in halves)
-        return Whole(one.mul_(other))
+        return self.over_pairs() if 2 * self._pairs < min(self.sizes) else Whole(self.matrix)
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Those of both products."""
+        return self.first.sizes
+
+    @property
+    def matrix(self) -> Float[Tensor, "O C"]:
+        """The elementwise product."""
+        return self.first.matrix.mul_(self.second.matrix)
+
+    def times(self, factor: float) -> "Hadamard":
+        """Returns the change times a number."""
+        return Hadamard(self.first.times(factor), self.second)
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,6 +229,21 @@ class Kronecker(Form):
     def work(self) -> int:
         """That of both sides."""
         return Whole(self.left).work + Whole(self.right).work
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """The products of those of both sides."""
+        (a, c), (b, d) = self.left.shape, self.right.shape
+        return a * b, c * d
+
+    @property
+    def matrix(self) -> Float[Tensor, "O C"]:
+        """The Kronecker product."""
+        return torch.kron(self.left, self.right)
+
+    def times(self, factor: float) -> "Kronecker":
+        """Returns the change times a number."""
+        return Kronecker(self.left * factor, self.right)
 
 
 NOTHING = Whole(torch.zeros(0, 0))

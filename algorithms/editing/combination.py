@@ -10,7 +10,7 @@ bit.
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any, Literal
@@ -21,9 +21,7 @@ from torch import Tensor
 from ..adapters import Adapter
 from ..adapters.diff import Diff
 from ..adapters.forms import Form, Product, Whole
-from ..adapters.loha import Loha
-from ..adapters.lokr import Lokr
-from ..adapters.lora import Lora
+from ..adapters.lora import Lora, LoraTucker
 from ..adapters.lora_embedding import LoraEmbedding
 from ..adapters.norm import Norm
 from ..errors import EditingError, counted, listed
@@ -34,15 +32,18 @@ from ..shapes import Float
 from .accuracy import Accuracy
 from .combined_metadata import combined_metadata
 from .decomposition import decomposed
+from .digests import digest
 from .joining import Input, Joint, contents_of, joints_of, names_of, ordered
 from .pruning import Sign, agreed, at_random, largest, weighted
 from .scaling import scaled
 from .size import Size
-from .sums import Term, added, built, shifted, size_of
+from .steps import Steps, no_steps
+from .summary import summary
+from .sums import Term, added, shifted
+from .weight_shapes import hides_kernel, lora_of
 
 Mode = Literal["exact", "svd", "ties", "dare linear", "dare ties", "magnitude"]
-Progress = Callable[[int], Callable[[], None]]
-"""Told how many layers there are; what it returns is called after each."""
+LORAS = (Lora, LoraTucker, LoraEmbedding)
 BASE_MODEL = ("modelspec.architecture", "ss_base_model_version")
 
 
@@ -53,8 +54,6 @@ class Recipe:
     mode: Mode = "exact"
     size: Size | None = None
     """Of the result, in all modes but `exact`; None stores whole changes."""
-    kernel_size: Size | None = None
-    """Of layers with kernels; None is `size`."""
     density: float = 0.5
     """Share of the numbers of each change that `ties`, `dare` and `magnitude` keep."""
     sign: Sign = "total"
@@ -73,23 +72,16 @@ class Recipe:
         if not 0 < self.density <= 1:
             raise EditingError(f"The density is {self.density}, and must be above 0 and up to 1.")
 
-    def size_of(self, shape: Sequence[int]) -> Size | None:
-        """Returns the size for a weight of a shape."""
-        has_kernel = bool(set(shape[2:]) - {1})
-        return self.kernel_size or self.size if has_kernel else self.size
-
     def said(self) -> dict[str, Any]:
         """Returns what the metadata say of it."""
         found: dict[str, Any] = {"mode": self.mode}
-        if self.mode != "exact":
-            for name, size in (("size", self.size), ("kernel_size", self.kernel_size)):
-                known = {} if size is None else vars(size)
-                found[name] = {key: value for key, value in known.items() if value is not None}
+        if self.mode != "exact" and self.size is not None:
+            found["size"] = self.size.said()
         if self.mode not in ("exact", "svd"):
             found["density"] = self.density
         if self.mode.endswith("ties"):
             found["sign"] = self.sign
-        return {key: value for key, value in found.items() if value != {}}
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,17 +107,11 @@ class _Made:
     """Norm of the difference between what was meant and the plain sum."""
 
 
-def no_progress(count: int) -> Callable[[], None]:
-    """Tells nobody."""
-    del count
-    return lambda: None
-
-
 def combined(
     inputs: Sequence[Input],
     recipe: Recipe,
     key_maps: Mapping[str, KeyMap] | None = None,
-    progress: Progress = no_progress,
+    steps: Steps = no_steps,
 ) -> Combined:
     """Returns one adapter set that changes what all inputs change together.
 
@@ -133,7 +119,7 @@ def combined(
         inputs: The files; one may be there several times.
         recipe: How.
         key_maps: Of the models by which the sites were placed.
-        progress: Where it is told after each layer; what is raised there ends the work.
+        steps: Told of each layer before it is made.
 
     Raises:
         EditingError: Nothing goes in, the files do not fit each other, or a change depends on a
@@ -148,8 +134,9 @@ def combined(
     accuracy = Accuracy()
     strayed: list[float] = []
     sums: list[float] = []
-    step = progress(len(joints))
+    step = steps(len(joints))
     for joint, name in zip(joints, names, strict=True):
+        step()
         if name in adapters:
             raise EditingError(
                 f"{joint.files()}: {name} fits the model in one file and not in another. They were "
@@ -157,10 +144,10 @@ def combined(
             )
         made = _made(joint, recipe)
         adapters[name] = made.adapters
-        accuracy.add(name, made.norm, made.error)
+        if made.adapters:  # else all that was there cancels
+            accuracy.add(name, made.norm, made.error)
         strayed.append(made.strayed)
         sums.append(made.sum_norm)
-        step()
     adapters = {name: several for name, several in adapters.items() if several}
     if not adapters:
         raise EditingError(
@@ -173,14 +160,15 @@ def combined(
     said = recipe.said() | {"adapters": [one.said for one in files]}
     metadata = combined_metadata([one.metadata for one in sets], every, said)
     source = " + ".join(dict.fromkeys(PurePath(one.source).stem for one in sets))
-    notes = [*_of_files(sets), *_of_methods(joints, adapters, names), *renamed]
+    result = AdapterSet(source, adapters, metadata, embeddings=embeddings)
+    made_of = f"Made: {summary(result)}."
+    notes = [*_of_files(sets), made_of, *_of_methods(joints, adapters, names), *renamed]
     if any(sums):
         share = math.hypot(*strayed) / math.hypot(*sums)
         notes.append(
             f"What {recipe.mode} makes of the changes differs from their plain sum by "
             f"{100 * share:.2g} % of it."
         )
-    result = AdapterSet(source, adapters, metadata, embeddings=embeddings)
     return Combined(result, accuracy, tuple(notes))
 
 
@@ -255,11 +243,13 @@ def _of_size(joint: Joint, recipe: Recipe) -> _Made:
     form = added(joint.terms)
     if form is None or _is_vector(form):
         return _exact(joint)
-    size = recipe.size_of(joint.shape or ())
-    assert size is not None, "the recipe was checked"
-    limit = None if size.rank is None else min(size.rank, size.most or size.rank)
+    assert recipe.size is not None, "the recipe was checked"
+    size = recipe.size.on(joint.shape or ())
+    limit = size.fixed_rank
     if limit is not None and isinstance(form, Product) and form.left.shape[1] <= limit:
-        return _exact(joint)  # it is of that size
+        if all(isinstance(term.site.adapter, LORAS) for term in joint.terms):
+            return _exact(joint)  # it is of that size
+        return _Made(_adapters(joint, form, shifted(joint.terms)), form.norm())
     return _decomposed(joint, form, size)
 
 
@@ -277,6 +267,7 @@ def _pruned(joint: Joint, recipe: Recipe) -> _Made:
     changes: list[Tensor] = []
     strengths: list[float] = []
     plain: Tensor | None = None
+    seen: Counter[bytes] = Counter()
     for terms in files.values():
         strength = max(abs(term.strength) for term in terms)
         form = added([replace(term, strength=term.strength / strength) for term in terms])
@@ -284,10 +275,13 @@ def _pruned(joint: Joint, recipe: Recipe) -> _Made:
             continue
         if _is_vector(form):
             return _exact(joint)
-        change = built(form)
+        change = form.matrix
         plain = change * strength if plain is None else plain.add_(change, alpha=strength)
         if recipe.mode.startswith("dare"):
-            change = at_random(change, recipe.density, f"{terms[0].file}\n{joint.seed}")
+            content = terms[0].content or digest(terms[0].site.adapter)
+            seen[content] += 1  # one file may be there several times
+            seed = f"{content.hex()} {seen[content]}\n{joint.seed}"
+            change = at_random(change, recipe.density, seed)
         else:
             change = largest(change, recipe.density)
         changes.append(change)
@@ -300,17 +294,16 @@ def _pruned(joint: Joint, recipe: Recipe) -> _Made:
         meant = weighted(changes, strengths)
     del changes
     strayed, sum_norm = float((meant - plain).norm()), float(plain.norm())
-    size = recipe.size_of(joint.shape or ())
-    if size is None:
+    if recipe.size is None:
         made = _Made(_adapters(joint, Whole(meant), shifted(joint.terms)), float(meant.norm()))
     else:
-        made = _decomposed(joint, Whole(meant), size)
+        made = _decomposed(joint, Whole(meant), recipe.size.on(joint.shape or ()))
     return replace(made, sum_norm=sum_norm, strayed=strayed)
 
 
 def _is_vector(form: Form) -> bool:
     """Whether a change has one axis, as the scale of a norm."""
-    return size_of(form)[1] == 1
+    return form.sizes[1] == 1
 
 
 def _adapters(
@@ -323,7 +316,7 @@ def _adapters(
     """
     kinds = {type(term.site.adapter) for term in joint.terms}
     if kinds == {Norm}:
-        return (Norm(None if form is None else built(form)[:, 0], shift),)
+        return (Norm(None if form is None else form.matrix[:, 0], shift),)
     if isinstance(form, Product):
         rank = form.left.shape[1]
         if kinds == {LoraEmbedding}:
@@ -331,20 +324,11 @@ def _adapters(
                 LoraEmbedding(form.right.T.contiguous(), form.left.T.contiguous(), float(rank)),
             )
         bias = () if shift is None else (Diff(None, shift),)
-        return (_lora(joint, form), *bias)
+        made = lora_of(form.left, form.right, joint.shape or form.sizes)
+        return (replace(made, reshape=joint.reshape), *bias)
     if form is None:
         return () if shift is None else (Diff(None, shift),)
-    return (Diff(joint.matrix(built(form)), shift),)
-
-
-def _lora(joint: Joint, product: Product) -> Lora:
-    """Returns a LoRA in the shape of the layer, with everything in its factors: alpha is the rank."""
-    up, down = product.left, product.right
-    rank, shape = down.shape[0], joint.shape
-    if shape is not None and len(shape) > 2 and math.prod(shape[1:]) == down.shape[1]:
-        up = up.reshape(*up.shape, *[1] * (len(shape) - 2))
-        down = down.reshape(rank, *shape[1:])
-    return Lora(up.contiguous(), down.contiguous(), float(rank), reshape=joint.reshape)
+    return (Diff(joint.matrix(form.matrix), shift),)
 
 
 def _embeddings(inputs: Sequence[Input]) -> tuple[Embeddings, list[str]]:
@@ -392,23 +376,19 @@ def _of_files(sets: Sequence[AdapterSet]) -> list[str]:
 def _of_methods(
     joints: Sequence[Joint], adapters: Mapping[str, Sequence[Adapter]], names: Sequence[str]
 ) -> list[str]:
-    """Returns what the layers are now, and what was made of changes that depend on the weight."""
-    labels = Counter(one.label for several in adapters.values() for one in several)
-    ranks = sorted(
-        {one.rank for several in adapters.values() for one in several if one.rank is not None}
-    )
-    made = listed([f"{label} in {counted(n, 'layer')}" for label, n in labels.most_common()])
-    span = f"{ranks[0]} to {ranks[-1]}" if len(ranks) > 1 else "".join(map(str, ranks))
-    notes = [f"Made: {made}{span and f', of rank {span}'}."]
+    """Returns what was made of changes that depend on the weight, or hide its kernel."""
+    notes: list[str] = []
     turned: Counter[str] = Counter()
     kernels: list[str] = []
     for joint, name in zip(joints, names, strict=True):
+        if name not in adapters:
+            continue
         kinds = {type(one) for one in adapters[name]}
         gone = [
             one for one in (term.site.adapter for term in joint.terms) if type(one) not in kinds
         ]
         turned.update({one.label for one in gone if one.needs_weight})
-        if joint.whole is None and any(_hides_kernel(one) for one in gone):
+        if joint.whole is None and any(hides_kernel(one) for one in gone):
             kernels.append(name)
     if turned:
         methods = listed([f"{label} in {counted(n, 'layer')}" for label, n in turned.items()])
@@ -422,10 +402,3 @@ def _of_methods(
             f"{listed(kernels, 3)}. Connect the model if they have."
         )
     return notes
-
-
-def _hides_kernel(adapter: Adapter) -> bool:
-    """Whether an adapter may be on a kernel that its tensors do not tell."""
-    if isinstance(adapter, Loha):
-        return adapter.w1_b.ndim == 2
-    return isinstance(adapter, Lokr) and adapter.w2 is None and adapter.t2 is None

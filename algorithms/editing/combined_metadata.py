@@ -6,12 +6,12 @@ all files agree on, and ModelSpec 1.0.1.
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..adapters import Adapter
-from ..adapters.lora import Lora, LoraTucker
 from ..formats.metadata import AdapterMetadata
+from .network_metadata import network_metadata
 
 COMBINATION = "anyadapter.combination"
 """Key of what was combined, as JSON."""
@@ -35,9 +35,6 @@ OF_BASE = (
 """Keys of the base model, which are kept where all files say the same."""
 TAGS = "ss_tag_frequency"
 TRIGGER = "modelspec.trigger_phrase"
-LORA_MODULE, OTHER_MODULE = "networks.lora", "lycoris.kohya"
-DYNAMIC = "Dynamic"
-"""What sd-scripts writes where layers have different ranks."""
 
 
 def combined_metadata(
@@ -52,19 +49,12 @@ def combined_metadata(
         adapters: All that are in it.
         said: What was combined and how, ready for JSON.
     """
-    every = list(adapters)
     strings = {COMBINATION: json.dumps(said)}
     for key in OF_BASE:
         values = {one.strings.get(key) for one in files}
         if len(values) == 1 and None not in values:
             strings[key] = str(*values)
-    only_lora = all(isinstance(one, Lora | LoraTucker) for one in every)
-    alphas = {one.alpha or float(one.rank) for one in every if isinstance(one, Lora | LoraTucker)}
-    strings |= {
-        "ss_network_module": LORA_MODULE if only_lora else OTHER_MODULE,
-        "ss_network_dim": _only({one.rank for one in every if one.rank is not None}),
-        "ss_network_alpha": _only(alphas) if only_lora else DYNAMIC,
-    }
+    strings |= network_metadata(adapters, {})
     tags = _tags(files)
     if tags:
         strings[TAGS] = json.dumps(tags)
@@ -72,10 +62,6 @@ def combined_metadata(
     if phrases:
         strings[TRIGGER] = ", ".join(phrases)
     return AdapterMetadata(strings)
-
-
-def _only(values: Collection[int | float]) -> str:
-    return str(*values) if len(values) == 1 else DYNAMIC
 
 
 def _tags(files: Sequence[AdapterMetadata]) -> dict[str, dict[str, int]]:

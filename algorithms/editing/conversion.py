@@ -8,7 +8,7 @@ LoRA, and stays as it is.
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import chain
@@ -19,38 +19,40 @@ import torch
 from torch import Tensor
 
 from ..adapters import Adapter
-from ..adapters.adalora import AdaLora
 from ..adapters.diff import Diff, FullRank
-from ..adapters.forms import Form, Hadamard, Kronecker, Product, Whole
-from ..adapters.loha import Loha, LohaTucker
-from ..adapters.lokr import Lokr
+from ..adapters.forms import Form
 from ..adapters.lora import Lora, LoraTucker
 from ..adapters.norm import Norm
+from ..adapters.replacement import Replacement
 from ..adapters.shira import Shira
 from ..errors import EditingError, counted, listed
 from ..families import in_text_encoder
-from ..formats.metadata import AdapterMetadata
+from ..formats.metadata import PEFT_CONFIG, SETTLED, AdapterMetadata
 from ..formats.parse import AdapterSet
 from ..formats.write import to_tensors
 from ..shapes import Float
 from .accuracy import EXACT, Accuracy
 from .decomposition import decomposed
+from .network_metadata import OF_NETWORK, network_metadata, network_sizes
 from .sites import Sited
 from .size import Size
+from .steps import Steps, no_steps
+from .summary import megabytes, method_counts, summary
+from .sums import Term, added, shifted
+from .weight_shapes import hides_kernel, lora_of
 
 To = Literal["LoRA", "full difference", "as it is"]
-CONVERTED = "anyadapter.converted"
-"""Key of what was converted, as JSON."""
+CONVERSION = "anyadapter.conversion"
+"""Key of what was asked for and what became of it, as JSON."""
 ALL_OF_IT = Size(error=EXACT)
 """As many ranks as it takes, within the precision of float32."""
 OF_THE_TENSORS = (
     *("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256"),
-    "anyadapter_settled",
+    SETTLED,
 )
 """Keys that say what the tensors of the source were; saving makes them anew."""
 OF_ANOTHER_SCALE = ("algo", "block_size", "rs_lora", "split_qkv")
 """Arguments of trainers by which a loader may correct the scale of a LoRA."""
-MB = 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -59,16 +61,13 @@ class Conversion:
 
     to: To = "LoRA"
     """`as it is` cuts LoRAs to the size and leaves all other methods alone."""
-    linear: Size = ALL_OF_IT
-    """Of every layer but convolutions with a kernel."""
-    kernels: Size | None = None
-    """Of convolutions with a kernel; None is that of all others."""
-    keep_others: bool = True
-    """Whether changes of norms, biases and the like stay, which many trainers' loaders do not read."""
+    size: Size = ALL_OF_IT
+    norms_and_biases: bool = True
+    """Whether what is no matrix stays too, which many trainers' loaders do not read."""
 
-    def size(self, shape: tuple[int, ...]) -> Size:
-        """Returns the size on a weight of `shape`."""
-        return self.kernels if self.kernels is not None and _has_kernel(shape) else self.linear
+    def said(self) -> dict[str, Any]:
+        """Returns what the metadata say of it."""
+        return {**vars(self), "size": self.size.said()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +84,7 @@ def converted(
     sites: Iterable[Sited],
     adapter_set: AdapterSet,
     wish: Conversion,
-    step: Callable[[], None] = lambda: None,
+    steps: Steps = no_steps,
 ) -> Converted:
     """Makes other adapters of a file.
 
@@ -95,7 +94,7 @@ def converted(
         sites: All adapters of the file, with their layers where a model tells them.
         adapter_set: The file, completed.
         wish: What to make.
-        step: Called before each layer; what it raises ends the work.
+        steps: Told of each layer before it is made.
 
     Raises:
         EditingError: What a method changes cannot be told without the model, or nothing is left.
@@ -110,6 +109,7 @@ def converted(
     if wish.to != "as it is":
         maker.look_at([*chain.from_iterable(layers.values())])
     made: dict[str, tuple[Adapter, ...]] = {}
+    step = steps(len(layers))
     for module in [*layers]:
         step()
         adapters = maker.layer(module, layers.pop(module))  # and its weight is let go
@@ -120,8 +120,8 @@ def converted(
             f"Nothing is left of {adapter_set.source}: it changes only what a LoRA has no place for "
             "(norms, biases). Keep the other changes, or make a full difference."
         )
-    metadata = _metadata(adapter_set, made, wish, maker.accuracy)
-    result = replace(adapter_set, adapters=made, metadata=metadata)
+    result = replace(adapter_set, adapters=made)
+    result = replace(result, metadata=_metadata(adapter_set, result, wish, maker.accuracy))
     return Converted(result, maker.accuracy, maker.notes())
 
 
@@ -133,19 +133,16 @@ def conversion_report(before: AdapterSet, made: Converted) -> str:
         made: What came out.
     """
     after = made.adapter_set
-    ranks = _ranks(after.adapters)
-    size = f", {_span(ranks)}" if ranks else ""
     of_before, of_after = _tensors(before), _tensors(after)
     dtype = _usual_dtype(of_before)
-    sizes = [f"{_megabytes(of_after)} in {_usual_dtype(of_after)}"]
+    sizes = [f"{megabytes(of_after)} in {_usual_dtype(of_after)}"]
     if dtype != _usual_dtype(of_after):
-        width = torch.empty(0, dtype=getattr(torch, dtype)).element_size()
-        count = sum(tensor.numel() for tensor in of_after)
-        sizes.append(f"{count * width / MB:.1f} MB in {dtype} as before")
+        same = (tensor.to("meta", getattr(torch, dtype)) for tensor in of_after)
+        sizes.append(f"{megabytes(same)} in {dtype} as before")
     return "\n".join(
         [
-            f"{before.source}: {_methods(before)} -> {_methods(after)}{size}.",
-            f"Tensors: {_megabytes(of_before)} in {dtype} before, {', '.join(sizes)}.",
+            f"{before.source}: {summary(before)} -> {summary(after)}.",
+            f"Tensors: {megabytes(of_before)} in {dtype} before, {', '.join(sizes)}.",
             made.accuracy.sentence(),
             *made.notes,
         ]
@@ -174,7 +171,7 @@ class _Change:
 
     def whole(self) -> Float[Tensor, "O ..."] | None:
         """Returns the change of the weight in its shape."""
-        return None if self.form is None else dense(self.form).reshape(self.shape).contiguous()
+        return None if self.form is None else self.form.matrix.reshape(self.shape).contiguous()
 
 
 @dataclass
@@ -219,8 +216,7 @@ class _Maker:
             return tuple(self._resized(site) for site in sites)
         if module in self.unknown:
             return tuple(site.adapter for site in sites)
-        grows = _reshape(sites)
-        if grows and (len(sites) > 1 or self.wish.to != "LoRA"):
+        if _reshape(sites) and (len(sites) > 1 or self.wish.to != "LoRA"):
             self.larger.append(module)
             return tuple(site.adapter for site in sites)
         change = self._change(sites)
@@ -236,55 +232,26 @@ class _Maker:
         Raises:
             EditingError: They do not change a weight of one shape.
         """
-        forms: list[Form] = []
-        shapes: list[tuple[int, ...]] = []
-        shift: Tensor | None = None
-        for site in sites:
-            form, shape = self._told(site)
-            if form is not None:
-                forms.append(form)
-                shapes.append(shape)
-            own = site.shift()
-            if own is not None:
-                shift = own if shift is None else shift + own
-        if len({(shape[0], prod(shape[1:])) for shape in shapes}) > 1:
-            raise EditingError(
-                f"The adapters of {sites[0].module} in {self.source} are for weights of different "
-                f"shapes: {listed([str(list(shape)) for shape in shapes])}."
-            )
-        return _Change(added(forms), max(shapes, key=len, default=()), shift)
-
-    def _told(self, site: Sited) -> tuple[Form | None, tuple[int, ...]]:
-        """Returns what an adapter changes, and the shape of the weight."""
-        form = site.form()
-        if min(_sizes(form)) == 0:
-            return None, ()
-        if site.shape is None:
-            shape, is_sure = _own_shape(site.adapter, form)
-            if not is_sure:
-                self.flat.append(site.module)
-            return form, shape
-        shape = site.adapter.grown(site.shape)
-        if _sizes(form) != _matrix_sizes(shape):
-            # Its tensors alone tell a smaller change than the weight is large.
-            change = site.adapter.delta_weight(torch.empty(shape, device="meta"))
-            assert change is not None, "it has a form"
-            form = Whole(change)
-        return form, shape
+        if any(site.shape is None and hides_kernel(site.adapter) for site in sites):
+            self.flat.append(sites[0].module)
+        terms = [Term(site, self.source, 1.0) for site in sites]
+        shapes = (site.weight_shape for site in sites)
+        shape = max((one for one in shapes if one is not None), key=len, default=())
+        return _Change(added(terms), shape, shifted(terms))
 
     def _resized(self, site: Sited) -> Adapter:
         """Returns a LoRA cut to its size, any other adapter unchanged."""
         adapter = site.adapter
         if not isinstance(adapter, Lora | LoraTucker):
             return adapter
-        shape = site.shape or _own_shape(adapter, adapter.form())[0]
-        shape = adapter.grown(shape)
-        factors = decomposed(adapter.form(), self.wish.size(shape), site.module)
+        shape = site.weight_shape
+        assert shape is not None, "a LoRA tells it"
+        factors = decomposed(adapter.form(), self.wish.size.on(shape), site.module)
         if factors.up.shape[1] >= adapter.rank:
             self.accuracy.add(site.module, factors.norm, 0.0)
             return adapter
         self.accuracy.add(site.module, factors.norm, factors.error)
-        made = _lora(factors.up, factors.down, shape)
+        made = lora_of(factors.up, factors.down, shape)
         reshape = adapter.reshape if isinstance(adapter, Lora) else None
         return replace(made, bias=adapter.delta_bias(None), reshape=reshape)
 
@@ -293,12 +260,12 @@ class _Maker:
     ) -> tuple[Adapter, ...]:
         """Returns a LoRA, and beside it the change of the bias."""
         assert change.form is not None, "the others have no LoRA"
-        factors = decomposed(change.form, self.wish.size(change.shape), module)
-        made, error = _lora(factors.up, factors.down, change.shape), factors.error
+        factors = decomposed(change.form, self.wish.size.on(change.shape), module)
+        made, error = lora_of(factors.up, factors.down, change.shape), factors.error
         own = sites[0].adapter
         if len(sites) == 1 and isinstance(own, Lora) and _is_as_made(own, made):
             made, error = replace(own, bias=None), 0.0
-        if made.up.numel() + made.down.numel() > prod(_sizes(change.form)):
+        if made.up.numel() + made.down.numel() > prod(change.form.sizes):
             self.bloated.append(module)
         if _reshape(sites):
             made = replace(made, reshape=_reshape(sites))
@@ -306,7 +273,7 @@ class _Maker:
         if change.shift is None:
             self.accuracy.add(module, norm, error)
             return (made,)
-        if self.wish.keep_others:
+        if self.wish.norms_and_biases:
             self.accuracy.add(module, norm, error)
             return made, Diff(diff_b=change.shift)
         self.dropped.append(module)
@@ -324,7 +291,7 @@ class _Maker:
     def _other(self, module: str, sites: Sequence[Sited], change: _Change) -> tuple[Adapter, ...]:
         """Returns what has no LoRA exactly, or nothing where only LoRAs are wanted."""
         norm = change.norm
-        if self.wish.to == "LoRA" and not self.wish.keep_others:
+        if self.wish.to == "LoRA" and not self.wish.norms_and_biases:
             self.dropped.append(module)
             self.accuracy.add(module, norm, norm)
             return ()
@@ -367,57 +334,6 @@ class _Maker:
         return tuple(said)
 
 
-def dense(form: Form) -> Float[Tensor, "O C"]:
-    """Returns a change as one matrix, the kernel flattened."""
-    if isinstance(form, Product):
-        return form.left @ form.right
-    if isinstance(form, Hadamard):
-        return dense(form.first).mul_(dense(form.second))
-    if isinstance(form, Kronecker):
-        return torch.kron(form.left.contiguous(), form.right.contiguous())
-    assert isinstance(form, Whole), "there are four forms"
-    return form.matrix
-
-
-def added(forms: Sequence[Form]) -> Form | None:
-    """Returns the sum of changes of one weight in the smallest form at hand; None of none."""
-    if len(forms) < 2:
-        return forms[0] if forms else None
-    smallest = [form.smaller() if isinstance(form, Hadamard) else form for form in forms]
-    products = [form for form in smallest if isinstance(form, Product)]
-    ranks = sum(form.left.shape[1] for form in products)
-    if len(products) == len(forms) and ranks < min(_sizes(forms[0])):
-        lefts, rights = (
-            [*side] for side in zip(*((p.left, p.right) for p in products), strict=True)
-        )
-        return Product(torch.cat(lefts, 1), torch.cat(rights))
-    total = dense(smallest[0])
-    for form in smallest[1:]:
-        total = total + dense(form)
-    return Whole(total)
-
-
-def _sizes(form: Form) -> tuple[int, int]:
-    """Returns rows and columns."""
-    if isinstance(form, Product):
-        return form.left.shape[0], form.right.shape[1]
-    if isinstance(form, Hadamard):
-        return _sizes(form.first)
-    if isinstance(form, Kronecker):
-        return (
-            form.left.shape[0] * form.right.shape[0],
-            form.left.shape[1] * form.right.shape[1],
-        )
-    assert isinstance(form, Whole), "there are four forms"
-    rows, columns = form.matrix.shape
-    return rows, columns
-
-
-def _matrix_sizes(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Returns rows and columns of a weight as forms have them: one row for a norm."""
-    return (shape[0], prod(shape[1:])) if len(shape) > 1 else (1, prod(shape))
-
-
 def _is_untold(site: Sited) -> bool:
     """Whether nothing tells what an adapter changes: its tensors do not, and no model is there."""
     if site.read is not None:
@@ -427,47 +343,12 @@ def _is_untold(site: Sited) -> bool:
     return site.adapter.to("meta").form() is None
 
 
-def _own_shape(adapter: Adapter, form: Form) -> tuple[tuple[int, ...], bool]:
-    """Returns the shape of the weight as tensors tell it, and whether its kernel is sure."""
-    rows, columns = _sizes(form)
-    if isinstance(adapter, Lora):
-        return (rows, *adapter.down.shape[1:]), True
-    if isinstance(adapter, LoraTucker):
-        return (rows, adapter.down.shape[1], *adapter.mid.shape[2:]), True
-    if isinstance(adapter, LohaTucker):
-        return (rows, adapter.w1_b.shape[1], *adapter.t1.shape[2:]), True
-    if isinstance(adapter, Loha):
-        return (rows, *adapter.w1_b.shape[1:]), adapter.w1_b.ndim > 2
-    if isinstance(adapter, Lokr):
-        kernel = _kernel_of(adapter)
-        if kernel is not None:
-            return (rows, columns // prod(kernel), *kernel), True
-    stored = adapter.diff if isinstance(adapter, Diff | FullRank) else None
-    stored = adapter.w_norm if isinstance(adapter, Norm) else stored
-    if stored is not None:
-        return tuple(stored.shape), True
-    return (rows, columns), not isinstance(adapter, Lokr | AdaLora)
-
-
-def _kernel_of(adapter: Lokr) -> tuple[int, ...] | None:
-    """Returns the kernel of a LoKr, or None where it is flattened together with the inputs."""
-    if adapter.w2 is not None:
-        return tuple(adapter.w2.shape[2:])
-    if adapter.t2 is not None:
-        return tuple(adapter.t2.shape[2:])
-    w2_b = adapter.w2_b
-    return tuple(w2_b.shape[2:]) if w2_b is not None and w2_b.ndim > 2 else None
-
-
-def _has_kernel(shape: tuple[int, ...]) -> bool:
-    return bool(set(shape[2:]) - {1})
-
-
 def _is_vector(site: Sited, shape: tuple[int, ...]) -> bool:
     """Whether a parameter is no matrix or kernel: of a norm, or a table that a block has."""
     if site.target is not None and site.target.parameter != "weight":
         return True
-    table = site.target is None and len(shape) == 3 and shape[0] == 1
+    whole = isinstance(site.adapter, Diff | FullRank | Replacement)
+    table = whole and site.target is None and len(shape) == 3 and shape[0] == 1
     return len(shape) < 2 or table
 
 
@@ -475,16 +356,6 @@ def _reshape(sites: Sequence[Sited]) -> tuple[int, ...] | None:
     """Returns the shape that an adapter gives the weight, if one does."""
     own = (site.adapter.reshape for site in sites if isinstance(site.adapter, Lora))
     return next((shape for shape in own if shape is not None), None)
-
-
-def _lora(up: Float[Tensor, "O R"], down: Float[Tensor, "R C"], shape: tuple[int, ...]) -> Lora:
-    """Returns a LoRA for a weight of `shape` as trainers write it, with scale 1."""
-    rank, ones = up.shape[1], [1] * (len(shape) - 2)
-    return Lora(
-        up.reshape(shape[0], rank, *ones).contiguous(),
-        down.reshape(rank, *shape[1:]).contiguous(),
-        float(rank),
-    )
 
 
 def _is_as_made(own: Lora, made: Lora) -> bool:
@@ -497,85 +368,33 @@ def _is_as_made(own: Lora, made: Lora) -> bool:
 
 
 def _metadata(
-    adapter_set: AdapterSet,
-    made: Mapping[str, tuple[Adapter, ...]],
-    wish: Conversion,
-    accuracy: Accuracy,
+    adapter_set: AdapterSet, made: AdapterSet, wish: Conversion, accuracy: Accuracy
 ) -> AdapterMetadata:
     """Returns what the header says of the result: nothing that was true of the source alone."""
     known = adapter_set.metadata
     strings = {key: text for key, text in known.strings.items() if key not in OF_THE_TENSORS}
-    loras = {
-        module: adapter
-        for module, adapters in made.items()
-        for adapter in adapters
-        if isinstance(adapter, Lora)
-    }
+    every = [adapter for adapters in made.adapters.values() for adapter in adapters]
     config = known.config
     if wish.to == "as it is":
-        if loras and known.network_module.startswith(("networks.", "lycoris")):
+        is_lora = any(isinstance(one, Lora | LoraTucker) for one in every)
+        if is_lora and known.network_module.startswith(("networks.", "lycoris")):
             kept = {k: v for k, v in known.network_args.items() if k not in OF_ANOTHER_SCALE}
-            _say_sizes(strings, loras, kept)
+            strings |= network_sizes(every, kept)
     else:
-        strings.pop("lora_adapter_metadata", None)
+        gone = (*OF_NETWORK, PEFT_CONFIG)
+        strings = {key: text for key, text in strings.items() if key not in gone}
+        strings |= network_metadata(every, {} if wish.to == "LoRA" else {"algo": "full"})
         config = {}
-        if wish.to == "LoRA":
-            strings["ss_network_module"] = "networks.lora"
-            _say_sizes(strings, loras, {})
-        else:
-            strings |= {"ss_network_module": "lycoris.kohya", "ss_network_args": '{"algo": "full"}'}
-            for key in ("ss_network_dim", "ss_network_alpha"):
-                strings.pop(key, None)
-    strings[CONVERTED] = json.dumps(
+    ranks = [one.rank for one in every if one.rank is not None]
+    strings[CONVERSION] = json.dumps(
         {
-            "from": _counts(adapter_set.adapters),
-            "to": wish.to,
-            "ranks": _ranks(made) and [min(_ranks(made)), max(_ranks(made))],
+            "from": method_counts(adapter_set),
+            **wish.said(),
+            "ranks": ranks and [min(ranks), max(ranks)],
             "error": accuracy.relative,
         }
     )
     return replace(known, strings=strings, config=config)
-
-
-def _say_sizes(strings: dict[str, str], loras: Mapping[str, Lora], args: Mapping[str, Any]) -> None:
-    """Writes rank and alpha as sd-scripts does: `Dynamic` where they differ (`resize_lora.py`)."""
-    kernels = [one for one in loras.values() if _has_kernel(tuple(one.down.shape[1:]))]
-    plain = [one for one in loras.values() if not _has_kernel(tuple(one.down.shape[1:]))]
-    main = plain or kernels
-    strings["ss_network_dim"] = _common(str(one.rank) for one in main)
-    strings["ss_network_alpha"] = _common(str(one.alpha or one.rank) for one in main)
-    args = dict(args)
-    if kernels:
-        args["conv_dim"] = _common(str(one.rank) for one in kernels)
-        args["conv_alpha"] = _common(str(one.alpha or one.rank) for one in kernels)
-    strings["ss_network_args"] = json.dumps(args)
-
-
-def _common(values: Iterable[str]) -> str:
-    """Returns the one value that all are, or what sd-scripts writes for several."""
-    found = {*values}
-    return found.pop() if len(found) == 1 else "Dynamic"
-
-
-def _ranks(adapters: Mapping[str, Sequence[Adapter]]) -> list[int]:
-    """Returns the ranks of all LoRAs."""
-    return [one.rank for several in adapters.values() for one in several if isinstance(one, Lora)]
-
-
-def _span(ranks: Sequence[int]) -> str:
-    least, most = min(ranks), max(ranks)
-    return f"rank {most}" if least == most else f"ranks {least} to {most}"
-
-
-def _counts(adapters: Mapping[str, Sequence[Adapter]]) -> dict[str, int]:
-    """Returns label of a method -> how many adapters are of it, the most frequent first."""
-    labels = Counter(one.label for several in adapters.values() for one in several)
-    return dict(labels.most_common())
-
-
-def _methods(adapter_set: AdapterSet) -> str:
-    counts = _counts(adapter_set.adapters)
-    return ", ".join(f"{label} in {counted(count, 'layer')}" for label, count in counts.items())
 
 
 def _tensors(adapter_set: AdapterSet) -> list[Tensor]:
@@ -588,7 +407,3 @@ def _usual_dtype(tensors: Iterable[Tensor]) -> str:
     for tensor in tensors:
         counts[str(tensor.dtype).removeprefix("torch.")] += tensor.numel()
     return counts.most_common(1)[0][0]
-
-
-def _megabytes(tensors: Iterable[Tensor]) -> str:
-    return f"{sum(tensor.numel() * tensor.element_size() for tensor in tensors) / MB:.1f} MB"

@@ -9,7 +9,6 @@ Source: Halko, Martinsson and Tropp 2011, arXiv 0909.4061, algorithms 4.4 and 5.
 follows from an error, the range grows by blocks as in Yu, Gu and Li 2018, arXiv 1606.09402.
 """
 
-import hashlib
 import math
 from dataclasses import dataclass, replace
 
@@ -20,6 +19,7 @@ from ..adapters.base import widened
 from ..adapters.forms import CHUNK, Form, Hadamard, Kronecker, Product, Whole
 from ..errors import EditingError
 from ..shapes import Float
+from .seeds import generator_of
 from .size import Size
 
 OVERSAMPLING = 16
@@ -32,6 +32,8 @@ RANDOM_SHARE = 0.3
 """Of all directions: where more are wanted, all are computed, which then takes no longer."""
 FINEST = 1e-5
 """Share of the squared norm that float32 can tell as a difference of two sums; less is summed itself."""
+REACH = (1e-12, 1e12)
+"""Norms between which float32 holds all squares that are needed; others are brought to 1 first."""
 CANCELS = 1e-2
 """Of the squared norm: what is left of it below here is computed anew, not as a difference."""
 
@@ -75,7 +77,8 @@ def decomposed(form: Form, size: Size, seed: str) -> Factors:
         form: The change.
         size: How much of it is kept. No more than its rank is, and 1 at least: a change of nothing
             becomes one rank of zeros.
-        seed: Any text, as the name of the layer; the same one gives the same bits.
+        seed: Any text, as the name of the layer; the same one gives the same bits, with the
+            same number of threads.
 
     Returns:
         Factors in float64 where the change is, and else in float32.
@@ -86,8 +89,8 @@ def decomposed(form: Form, size: Size, seed: str) -> Factors:
     if isinstance(form, Hadamard):
         form = form.smaller()
     if isinstance(form, Product):
-        (rows, rank), columns = form.left.shape, form.right.shape[1]
-        if 2 * rank <= min(rows, columns):
+        rank = form.left.shape[1]
+        if 2 * rank <= min(form.sizes):
             return _of_product(form, size, seed)
         size = replace(size, most=min(size.most or rank, rank))
         return _of_matrix(widened(form.left) @ widened(form.right), size, seed)
@@ -126,13 +129,17 @@ def _norm_by_triangles(left: Float[Tensor, "O R"], right: Float[Tensor, "R C"]) 
 
 def _of_kronecker(form: Kronecker, size: Size, seed: str) -> Factors:
     """Decomposes both sides; only the kept ones of all pairs of directions are built."""
-    generator = _generator(seed)
+    generator = generator_of(seed)
     left, right = widened(form.left), widened(form.right)
     norm = _finite(_norm(left) * _norm(right), seed)
+    if norm and not REACH[0] < norm < REACH[1]:
+        sides = [(one.double() / _norm(one)).to(one.dtype) for one in (left, right)]
+        found = _of_kronecker(Kronecker(*sides), size, seed)
+        up, down = (one * norm**0.5 for one in (found.up, found.down))
+        return Factors(up, down, found.error * norm, norm)
     if norm == 0:
         return _nothing(torch.kron(left[:, :1], right[:, :1]), torch.kron(left[:1], right[:1]))
-    wanted = None if size.rank is None else min(size.rank, size.most or size.rank)
-    one, other = (_leading(side, wanted, generator) for side in (left, right))
+    one, other = (_leading(side, size.fixed_rank, generator) for side in (left, right))
     values, order = torch.outer(one.values, other.values).flatten().sort(descending=True)
     count = size.needed(values)  # they are all there, unless the rank is wished for
     first, second = order[:count] // len(other.values), order[:count] % len(other.values)
@@ -157,10 +164,13 @@ def _of_matrix(matrix: Float[Tensor, "O C"], size: Size, seed: str) -> Factors:
     norm = _finite(_norm(matrix), seed)
     if norm == 0:
         return _nothing(matrix, matrix)
-    generator = _generator(seed)
-    if size.rank is not None:
-        wanted = min(size.rank, size.most or size.rank)
-        found = _leading(matrix, wanted, generator)
+    if not REACH[0] < norm < REACH[1]:
+        found = _of_matrix((matrix.double() / norm).to(matrix.dtype), size, seed)
+        up, down = (one * norm**0.5 for one in (found.up, found.down))
+        return Factors(up, down, found.error * norm, norm)
+    generator = generator_of(seed)
+    if size.fixed_rank is not None:
+        found = _leading(matrix, size.fixed_rank, generator)
         count = size.needed(found.values)
     else:
         found, count = _sufficient(matrix, size, norm, generator)
@@ -239,12 +249,11 @@ class _Range:
         return self
 
     def _outside(self, vectors: Float[Tensor, "O R"]) -> Float[Tensor, "O R"]:
-        """Returns a basis of what of `vectors` is not in the range yet; twice is enough."""
-        if self.count:
-            for _ in range(2):
-                vectors = torch.linalg.qr(vectors - self.basis @ (self.basis.T @ vectors))[0]
-            return vectors
-        return torch.linalg.qr(vectors)[0]
+        """Returns orthonormal directions, of `vectors` as far as those are not in the range yet.
+
+        Taken off by products, what rounding leaves of vectors that are in the range would lie in it.
+        """
+        return torch.linalg.qr(torch.cat([self.basis, vectors], 1))[0][:, self.count :]
 
     def directions(self) -> _Directions:
         """Returns the singular triples of the matrix within the range."""
@@ -327,8 +336,3 @@ def _finite(norm: float, seed: str) -> float:
     if not math.isfinite(norm):
         raise EditingError(f"The change of {seed} has numbers that are not finite.")
     return norm
-
-
-def _generator(seed: str) -> Generator:
-    digest = hashlib.sha256(seed.encode()).digest()
-    return Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)

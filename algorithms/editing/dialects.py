@@ -19,6 +19,7 @@ from ..formats.metadata import PEFT_CONFIG
 from ..formats.parse import AdapterSet
 from ..keymap import KeyMap, Target
 from .rows import joined, on_rows, places, stacked
+from .weight_shapes import on_axes
 
 DialectName = Literal["kohya", "lycoris", "diffusers", "peft", "comfy", "onetrainer"]
 TITLES: dict[DialectName, str] = {
@@ -232,15 +233,11 @@ def _fitted(adapter: Adapter, shape: tuple[int, ...], dialect: DialectName) -> A
     if isinstance(adapter, Loha) and dialect != "onetrainer":
         tensors = adapter.tensors()
         return adapter.with_tensors({name: one.flatten(1) for name, one in tensors.items()})
-    if isinstance(adapter, Lora) and adapter.reshape is None and len(shape) > 1:
-        down = adapter.down.reshape(-1, *shape[1:])
-        up = adapter.up.reshape(shape[0], -1, *[1] * (len(shape) - 2))
-        return replace(adapter, up=up, down=down)
+    if isinstance(adapter, Lora) and adapter.reshape is None:
+        return on_axes(adapter, shape)
     if isinstance(adapter, Dora):
-        axis = adapter.axis(shape)
-        found = adapter.dora_scale if adapter.magnitude_vector is None else adapter.magnitude_vector
-        assert found is not None, "parsing gives one of both"
         ones = [1] * (len(shape) - 2)
-        scale = found.reshape((-1, 1, *ones) if axis == "outputs" else (1, -1, *ones))
+        axes = (-1, 1, *ones) if adapter.axis(shape) == "outputs" else (1, -1, *ones)
+        scale = adapter.magnitude.reshape(axes)
         return Dora(_fitted(adapter.inner, shape, dialect), scale)
     return adapter

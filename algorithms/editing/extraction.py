@@ -13,9 +13,9 @@ On disk: down has the kernel and up is 1x1, as sd-scripts' and LyCORIS' own extr
 
 import json
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Literal
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -24,22 +24,24 @@ from ..adapters import Adapter
 from ..adapters.base import widened
 from ..adapters.diff import Diff
 from ..adapters.dora import Dora
-from ..adapters.forms import Whole
+from ..adapters.forms import CHUNK, Whole
 from ..adapters.ia3 import Ia3
 from ..adapters.linalg import factorization
 from ..adapters.lokr import Lokr
-from ..adapters.lora import Lora
 from ..adapters.norm import Norm
 from ..errors import EditingError
+from ..formats.metadata import AdapterMetadata
 from ..shapes import Float
-from .decomposition import Factors, decomposed
+from .decomposition import decomposed
 from .kronecker import nearest_kronecker
+from .network_metadata import network_metadata
 from .size import Size
+from .weight_shapes import lora_of
 
 Method = Literal["LoRA", "DoRA", "LoKr", "(IA)^3", "full"]
 METHODS: tuple[Method, ...] = ("LoRA", "DoRA", "LoKr", "(IA)^3", "full")
 PRECISIONS = (torch.float16, torch.bfloat16)
-"""In which models are kept; what rounding to one of them alone changes is no difference."""
+"""In which models are kept besides float32."""
 EXTRACTION = "anyadapter.extraction"
 """Key of what was asked for, as JSON."""
 ARGUMENTS: Mapping[str, Mapping[str, str]] = {
@@ -59,11 +61,9 @@ GAIN = 0.9
 class Extraction:
     """What is made of a difference."""
 
-    linear: Size
-    """Of LoRA and DoRA, on matrices and 1x1 kernels."""
+    size: Size
+    """Of LoRA and DoRA."""
     method: Method = "LoRA"
-    conv: Size | None = None
-    """The same on larger kernels; None is as on matrices."""
     factor: int = -1
     """Of LoKr: as in LyCORIS, the wish for the smaller part of each side; -1 is the most square."""
     minimum: float = 0.0
@@ -82,37 +82,9 @@ class Extraction:
         if not 0 <= self.minimum < 1:
             raise EditingError(f"The minimum is {self.minimum}, and must be from 0 up to below 1.")
 
-    def header(self, base_model_version: str) -> dict[str, str]:
-        """Returns the metadata of a file that holds what was made.
-
-        sd-scripts' keys, so that other tools know what it is; as there, a rank that differs from
-        layer to layer is `Dynamic`.
-
-        Args:
-            base_model_version: What sd-scripts calls the family of the models.
-        """
-        low_rank = self.method in ("LoRA", "DoRA")
-        rank = str(self.linear.rank or "Dynamic") if low_rank else "Dynamic"
-        arguments = dict(ARGUMENTS.get(self.method, {}))
-        if arguments and self.norms_and_biases:
-            arguments["train_norm"] = "True"
-        if self.method == "LoKr":
-            arguments["factor"] = str(self.factor)
-        if low_rank and self.conv is not None and self.conv.rank is not None:
-            arguments |= {"conv_dim": str(self.conv.rank), "conv_alpha": str(self.conv.rank)}
-        return {
-            "ss_base_model_version": base_model_version,
-            "ss_network_module": "lycoris.kohya" if self.method in ARGUMENTS else "networks.lora",
-            "ss_network_dim": rank,
-            "ss_network_alpha": rank,
-            "ss_network_args": json.dumps(arguments),
-            "software": "Any Adapter",
-            EXTRACTION: json.dumps(asdict(self)),
-        }
-
-    def size(self, shape: tuple[int, ...]) -> Size:
-        """Returns the size of a low-rank copy of a weight of `shape`."""
-        return self.conv if self.conv is not None and set(shape[2:]) - {1} else self.linear
+    def said(self) -> dict[str, Any]:
+        """Returns what the metadata say of it."""
+        return {**vars(self), "size": self.size.said()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,6 +109,19 @@ class _Difference:
 
 
 @dataclass(frozen=True, eq=False)
+class _Weights:
+    """A weight before and after, and their difference."""
+
+    base: Float[Tensor, "O I *K"]
+    tuned: Float[Tensor, "O I *K"]
+    change: Float[Tensor, "O I *K"]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.base.shape)
+
+
+@dataclass(frozen=True, eq=False)
 class _Made:
     """An adapter of a weight, and the norm of what it lacks of the difference."""
 
@@ -151,6 +136,8 @@ def extracted(
     seed: str,
     base_bias: Float[Tensor, " O"] | None = None,
     tuned_bias: Float[Tensor, " O"] | None = None,
+    *,
+    unlike: bool = False,
 ) -> Extracted:
     """Returns adapters that make a layer of the base what it is in the tuned model.
 
@@ -161,15 +148,17 @@ def extracted(
         seed: Name of the layer; the same one gives the same bits.
         base_bias: The bias beside it, or None where it has none.
         tuned_bias: The bias that it should have, or None.
+        unlike: Whether both were kept in dtypes of their own: then a difference that rounding to one
+            of these explains is none.
 
     Raises:
         EditingError: A weight has numbers that are not finite.
     """
     if base.ndim < 2 and not wish.norms_and_biases:
         return Extracted()
-    weight, bias = _difference(base, tuned, wish, seed), _Difference()
+    weight, bias = _difference(base, tuned, wish, seed, unlike=unlike), _Difference()
     if wish.norms_and_biases and base_bias is not None and tuned_bias is not None:
-        bias = _difference(base_bias, tuned_bias, wish, seed)
+        bias = _difference(base_bias, tuned_bias, wish, seed, unlike=unlike)
     norm, lost = math.hypot(weight.norm, bias.norm), math.hypot(weight.lost, bias.lost)
     change, shift = weight.kept, bias.kept
     if base.ndim < 2 or wish.method == "full":
@@ -182,7 +171,8 @@ def extracted(
         return Extracted((Norm(scale, shift),), norm, lost)
     adapters: list[Adapter] = []
     if change is not None:
-        made = _MAKERS[wish.method](widened(base), widened(tuned), wish, seed)
+        weights = _Weights(widened(base), widened(tuned), change)
+        made = _MAKERS[wish.method](weights, wish, seed)
         adapters.append(made.adapter)
         lost = math.hypot(lost, made.error)
     if shift is not None:
@@ -191,29 +181,64 @@ def extracted(
 
 
 def extracted_parameter(
-    base: Float[Tensor, "*S"], tuned: Float[Tensor, "*S"], wish: Extraction, seed: str
+    base: Float[Tensor, "*S"],
+    tuned: Float[Tensor, "*S"],
+    wish: Extraction,
+    seed: str,
+    *,
+    unlike: bool = False,
 ) -> Extracted:
     """Returns the difference of what is no weight of a layer, as a table of positions, as it is.
+
+    Arguments are those of `extracted`.
 
     Raises:
         EditingError: It has numbers that are not finite.
     """
     if not wish.norms_and_biases:
         return Extracted()
-    found = _difference(base, tuned, wish, seed)
+    found = _difference(base, tuned, wish, seed, unlike=unlike)
     return Extracted(() if found.kept is None else (Diff(found.kept),), found.norm, found.lost)
 
 
+def extraction_metadata(
+    wish: Extraction, adapters: Iterable[Adapter], base_model_version: str
+) -> AdapterMetadata:
+    """Returns the metadata of a file that holds what was made, so that other tools know what it is.
+
+    Args:
+        wish: What was asked for.
+        adapters: All that were made.
+        base_model_version: What sd-scripts calls the family of the models.
+    """
+    arguments = dict(ARGUMENTS.get(wish.method, {}))
+    if arguments and wish.norms_and_biases:
+        arguments["train_norm"] = "True"
+    if wish.method == "LoKr":
+        arguments["factor"] = str(wish.factor)
+    return AdapterMetadata(
+        {
+            "ss_base_model_version": base_model_version,
+            **network_metadata(adapters, arguments),
+            "software": "Any Adapter",
+            EXTRACTION: json.dumps(wish.said()),
+        }
+    )
+
+
 def _difference(
-    base: Float[Tensor, "*S"], tuned: Float[Tensor, "*S"], wish: Extraction, seed: str
+    base: Float[Tensor, "*S"],
+    tuned: Float[Tensor, "*S"],
+    wish: Extraction,
+    seed: str,
+    *,
+    unlike: bool,
 ) -> _Difference:
-    """Returns how one tensor differs; rounding alone is no difference, a small one counts as lost."""
+    """Returns how one tensor differs; a small difference counts as lost."""
     base, tuned = widened(base), widened(tuned)
-    if torch.equal(base, tuned) or any(
-        torch.equal(one.to(dtype).to(one.dtype), other)
-        for dtype in PRECISIONS
-        for one, other in ((base, tuned), (tuned, base))
-    ):
+    if _are_same(base, tuned):
+        return _Difference()
+    if unlike and (_rounds_to(base, tuned) or _rounds_to(tuned, base)):
         return _Difference()
     change = tuned - base
     norm = Whole(change).norm()
@@ -224,28 +249,45 @@ def _difference(
     return _Difference(change, norm)
 
 
-def _lora(base: Tensor, tuned: Tensor, wish: Extraction, seed: str) -> _Made:
-    found = decomposed(Whole(tuned - base), wish.size(tuple(base.shape)), seed)
-    return _Made(_lora_of(found, tuple(base.shape)), found.error)
+def _are_same(base: Tensor, tuned: Tensor) -> bool:
+    """Whether two tensors are equal; numbers that are none count as equal where their bits are.
+
+    ComfyUI leaves what a checkpoint lacks as memory happens to be, as the text projection of SD 1.5.
+    """
+    one, other = (tensor.contiguous().view(torch.uint8) for tensor in (base, tuned))
+    return torch.equal(base, tuned) or torch.equal(one, other)
 
 
-def _lora_of(found: Factors, shape: tuple[int, ...]) -> Lora:
-    rank = found.down.shape[0]
-    up = found.up.reshape(shape[0], rank, *[1] * len(shape[2:]))
-    return Lora(up, found.down.reshape(rank, *shape[1:]), float(rank))
+def _rounds_to(exact: Tensor, rounded: Tensor) -> bool:
+    """Whether a tensor is another one in a lower precision; some of its numbers are rounded at a time."""
+    pieces = [one.flatten().split(CHUNK) for one in (exact, rounded)]
+    return any(
+        all(
+            torch.equal(one.to(dtype).to(one.dtype), other)
+            for one, other in zip(*pieces, strict=True)
+        )
+        for dtype in PRECISIONS
+    )
 
 
-def _dora(base: Tensor, tuned: Tensor, wish: Extraction, seed: str) -> _Made:
+def _lora(weights: _Weights, wish: Extraction, seed: str) -> _Made:
+    found = decomposed(Whole(weights.change), wish.size.on(weights.shape), seed)
+    return _Made(lora_of(found.up, found.down, weights.shape), found.error)
+
+
+def _dora(weights: _Weights, wish: Extraction, seed: str) -> _Made:
     """Finds rows V = W + up @ down whose directions are those of W'.
 
     How long V's rows are is free, since m / ||V|| is applied. At first they are as long as those of
     W; then the low-rank copy and the lengths that fit it best take turns. A difference that was made
     by a DoRA is found as such: measured, each turn leaves a tenth of the error of the one before.
     """
-    before, after = base.flatten(1), tuned.flatten(1)
-    size = wish.size(tuple(base.shape))
+    before, after, shape = weights.base.flatten(1), weights.tuned.flatten(1), weights.shape
+    size = wish.size.on(shape)
     of_tuned = torch.linalg.vector_norm(after, dim=1)
-    gains = torch.linalg.vector_norm(before, dim=1) / _not_zero(of_tuned)
+    length = torch.linalg.vector_norm(before, dim=1)
+    empty = length == 0  # such a row has no direction to begin with: it is taken as it is in W'
+    gains = torch.where(empty, 1.0, length / _not_zero(of_tuned))
     best: _Made | None = None
     for _ in range(TURNS):
         found = decomposed(Whole(after * gains[:, None] - before), size, seed)
@@ -257,9 +299,9 @@ def _dora(base: Tensor, tuned: Tensor, wish: Extraction, seed: str) -> _Made:
         error = Whole(made - after).norm()
         if best is not None and error > GAIN * best.error:
             break
-        scale = magnitudes.reshape(-1, *[1] * (base.ndim - 1))
-        best = _Made(Dora(_lora_of(found, tuple(base.shape)), dora_scale=scale), error)
-        gains = along / _not_zero(of_tuned.square())
+        scale = magnitudes.reshape(-1, *[1] * (len(shape) - 1))
+        best = _Made(Dora(lora_of(found.up, found.down, shape), dora_scale=scale), error)
+        gains = torch.where(empty, 1.0, along / _not_zero(of_tuned.square()))
     assert best is not None, "the first turn is taken"
     return best
 
@@ -269,17 +311,17 @@ def _not_zero(values: Tensor) -> Tensor:
     return torch.where(values > 0, values, torch.ones_like(values))
 
 
-def _lokr(base: Tensor, tuned: Tensor, wish: Extraction, seed: str) -> _Made:
+def _lokr(weights: _Weights, wish: Extraction, seed: str) -> _Made:
     """Makes both sides whole, in the sizes of LyCORIS; its loader stops without an alpha."""
-    rows, columns = (factorization(size, wish.factor)[0] for size in base.shape[:2])
-    found = nearest_kronecker(tuned - base, (rows, columns), seed)
+    rows, columns = (factorization(size, wish.factor)[0] for size in weights.shape[:2])
+    found = nearest_kronecker(weights.change, (rows, columns), seed)
     return _Made(Lokr(w1=found.w1, w2=found.w2, alpha=1.0), found.error)
 
 
-def _ia3(base: Tensor, tuned: Tensor, wish: Extraction, seed: str) -> _Made:
+def _ia3(weights: _Weights, wish: Extraction, seed: str) -> _Made:
     """Makes the factors that keep most by least squares: <dW, W> / <W, W> in each row or column."""
     del wish, seed
-    change = tuned - base
+    base, change = weights.base, weights.change
     found: list[_Made] = []
     for axis in (0, 1):
         others = tuple(one for one in range(base.ndim) if one != axis)
@@ -291,7 +333,7 @@ def _ia3(base: Tensor, tuned: Tensor, wish: Extraction, seed: str) -> _Made:
     return min(found, key=lambda made: made.error)
 
 
-_MAKERS: Mapping[Method, Callable[[Tensor, Tensor, Extraction, str], _Made]] = {
+_MAKERS: Mapping[Method, Callable[[_Weights, Extraction, str], _Made]] = {
     "LoRA": _lora,
     "DoRA": _dora,
     "LoKr": _lokr,

@@ -8,18 +8,15 @@ from functools import cached_property
 from torch import Tensor
 
 from ..adapters import Adapter
-from ..adapters.diff import Diff, FullRank
-from ..adapters.loha import Loha, LohaTucker
-from ..adapters.lokr import Lokr
-from ..adapters.lora import Lora, LoraTucker
-from ..adapters.norm import Norm
+from ..adapters.lora import Lora
 from ..errors import EditingError, listed
 from ..formats.parse import AdapterSet
 from ..keymap import KeyMap, Target
 from ..shapes import Float
 from .digests import digest
 from .sites import Sited
-from .sums import Term, size_of
+from .sums import Term
+from .weight_shapes import told_shape
 
 KOHYA = "kohya"
 """Dialect of names where files call a layer by different ones."""
@@ -63,8 +60,8 @@ class Joint:
             return self.reshape
         if self.whole is not None:
             return self.whole
-        told = [shape for term in self.terms for shape in [shape_told(term.site.adapter)] if shape]
-        return max(told, key=len, default=None)
+        told = (told_shape(term.site.adapter) for term in self.terms)
+        return max((shape for shape in told if shape is not None), key=len, default=None)
 
     @cached_property
     def reshape(self) -> tuple[int, ...] | None:
@@ -91,10 +88,7 @@ class Joint:
                 f"{self.files()}: the weight of {self.terms[0].site.module} becomes larger, which "
                 "only a low-rank change does. Give the result a rank."
             )
-        shape = self.shape
-        return (
-            change if shape is None or math.prod(shape) != change.numel() else change.reshape(shape)
-        )
+        return change if self.shape is None else change.reshape(self.shape)
 
     def files(self) -> str:
         """Returns the names of the files, for messages."""
@@ -214,25 +208,3 @@ def _common_name(joint: Joint, names: Sequence[str], maps: Sequence[KeyMap]) -> 
     known = (name for one in maps for name in one.names(target))
     found = [*filter(None, kohya), *names, *known, target.weight.removesuffix(".weight")]
     return found[0]
-
-
-def shape_told(adapter: Adapter) -> tuple[int, ...] | None:
-    """Returns the shape of the weight as an adapter alone tells it, or None."""
-    if isinstance(adapter, Lora):
-        return adapter.up.shape[0], *adapter.down.shape[1:]
-    if isinstance(adapter, LoraTucker):
-        return adapter.up.shape[0], adapter.down.shape[1], *adapter.mid.shape[2:]
-    if isinstance(adapter, Loha):
-        return adapter.w1_a.shape[0], *adapter.w1_b.shape[1:]
-    if isinstance(adapter, LohaTucker):
-        return adapter.w1_a.shape[1], adapter.w1_b.shape[1], *adapter.t1.shape[2:]
-    if isinstance(adapter, Lokr):
-        rows, columns = size_of(adapter.form())
-        core = adapter.w2 if adapter.t2 is None else adapter.t2
-        kernel = () if core is None else tuple(core.shape[2:])
-        return rows, columns // math.prod(kernel), *kernel
-    if isinstance(adapter, Diff | FullRank):
-        return None if adapter.diff is None else tuple(adapter.diff.shape)
-    if isinstance(adapter, Norm):
-        return None if adapter.w_norm is None else tuple(adapter.w_norm.shape)
-    return None

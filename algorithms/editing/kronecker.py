@@ -14,7 +14,7 @@ from torch import Tensor
 from ..adapters.forms import Whole
 from ..errors import ShapeError
 from ..shapes import Float
-from .decomposition import decomposed, projection_error
+from .decomposition import REACH, decomposed, projection_error
 from .size import Size
 
 GROWTH = 3e-5
@@ -54,6 +54,11 @@ def nearest_kronecker(change: Float[Tensor, "O I ..."], left: tuple[int, int], s
     b, d = outputs // a, inputs // c
     blocks = change.reshape(a, b, c, d, *kernel).transpose(1, 2).reshape(a * c, -1)
     found = decomposed(Whole(blocks), Size(rank=1), seed)
+    norm = found.norm
+    if norm and not REACH[0] < norm < REACH[1]:
+        pair = nearest_kronecker((change.double() / norm).to(change.dtype), left, seed)
+        w1, w2 = (one * norm**0.5 for one in (pair.w1, pair.w2))
+        return Pair(w1, w2, pair.error * norm, norm)
     up, down, error = found.up, found.down, found.error
     if found.norm:
         up, down, kept = _sharpened(blocks, down)

@@ -58,7 +58,7 @@ def paired(base: Shapes, tuned: Shapes, key_map: KeyMap) -> Pairing:
         is_weight = parameter == "weight"
         name = _name(key, key_map)
         if name is None or not base[key]:
-            nameless.append(key)
+            nameless += [key, *[f"{module}.bias"] * (is_weight and f"{module}.bias" in both)]
             continue
         bias = f"{module}.bias" if f"{module}.bias" in both else None
         shared.append(Shared(name, key, bias if is_weight else None, is_weight))

@@ -9,14 +9,14 @@ are applied.
 Departs from PEFT at negative strengths: the sign that counts there is that of what is added.
 """
 
-import hashlib
 from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from ..shapes import Float
+from .seeds import generator_of
 from .sums import total
 
 Sign = Literal["total", "frequency"]
@@ -48,9 +48,7 @@ def at_random(change: Float[Tensor, "O C"], density: float, seed: str) -> Float[
     """
     if density >= 1:
         return change
-    digest = hashlib.sha256(seed.encode()).digest()
-    generator = Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-    kept = torch.rand(change.shape, generator=generator).to(change.device) < density
+    kept = torch.rand(change.shape, generator=generator_of(seed)).to(change.device) < density
     return torch.where(kept, change / density, 0.0)
 
 

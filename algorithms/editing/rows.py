@@ -61,10 +61,9 @@ def on_rows(
         return Diff(**{name: _picked(one, rows) for name, one in adapter.tensors().items()})
     if isinstance(adapter, Dora) and adapter.axis(shape) == "outputs":
         inner = on_rows(adapter.inner, rows, shape)
-        found = adapter.dora_scale if adapter.magnitude_vector is None else adapter.magnitude_vector
-        if inner is None or found is None or not bool((rows >= 0).all()):
+        if inner is None or not bool((rows >= 0).all()):
             return None  # the other rows would need the lengths of the base weight
-        return Dora(inner, found.flatten()[rows].reshape(-1, *[1] * (len(shape) - 1)))
+        return Dora(inner, adapter.magnitude.flatten()[rows].reshape(-1, *[1] * (len(shape) - 1)))
     return None
 
 
@@ -106,13 +105,12 @@ def stacked(adapters: Sequence[tuple[Adapter, Integer[Tensor, " P"]]]) -> Adapte
     inner: list[Adapter] = []
     scale = torch.zeros(filled.shape[0])
     for dora, rows in doras:
-        found = dora.dora_scale if dora.magnitude_vector is None else dora.magnitude_vector
         moved = on_rows(dora.inner, rows, ())
-        if found is None or moved is None:
+        if moved is None:
             return None
         inner.append(moved)
-        scale = scale.to(found.dtype)
-        scale[rows >= 0] = found.flatten()[rows[rows >= 0]]
+        scale = scale.to(dora.magnitude.dtype)
+        scale[rows >= 0] = dora.magnitude.flatten()[rows[rows >= 0]]
     total = joined(inner)
     ones = [1] * (max(found.ndim for found in inner[0].tensors().values()) - 1)
     return None if total is None else Dora(total, scale.reshape(-1, *ones))

@@ -5,7 +5,6 @@ from dataclasses import replace
 from ..adapters import Adapter
 from ..adapters.base import widened
 from ..adapters.diff import Diff, FullRank
-from ..adapters.forms import Form, Hadamard, Kronecker, Product, Whole
 from ..adapters.ia3 import Ia3
 from ..adapters.loha import Loha, LohaTucker
 from ..adapters.lokr import Lokr
@@ -52,15 +51,3 @@ def scaled(adapter: Adapter, strength: float) -> Adapter | None:
     return adapter.with_tensors(
         {name: widened(found[name]) * strength for name in fields if name in found}
     )
-
-
-def times(form: Form, factor: float) -> Form:
-    """Returns a change times a number."""
-    if isinstance(form, Product):
-        return Product(form.left * factor, form.right)
-    if isinstance(form, Hadamard):
-        return Hadamard(Product(form.first.left * factor, form.first.right), form.second)
-    if isinstance(form, Kronecker):
-        return Kronecker(form.left * factor, form.right)
-    assert isinstance(form, Whole), "there are four forms"
-    return Whole(form.tensor * factor)

@@ -7,12 +7,13 @@ from torch import Tensor
 
 from ..adapters import Adapter
 from ..adapters.base import widened
-from ..adapters.forms import Form
+from ..adapters.forms import Form, Whole
 from ..analysis.inspection import Read
 from ..analysis.norms import form_on
 from ..errors import EditingError
 from ..keymap import Target
 from ..shapes import Float
+from .weight_shapes import told_shape
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,8 +39,15 @@ class Sited:
             ShapeError: It does not fit the weight.
         """
         found = self.adapter.form()
-        if found is None and self.shape is not None:
-            found = form_on(self.adapter, torch.empty(self.shape, device="meta"))
+        if self.shape is not None:
+            blank = torch.empty(self.adapter.grown(self.shape), device="meta")
+            if found is None:
+                found = form_on(self.adapter, blank)
+            elif 0 not in found.sizes and found.sizes != Whole(blank).sizes:
+                # Its tensors alone tell a smaller change than the weight is large.
+                change = self.adapter.delta_weight(blank)
+                assert change is not None, "it has a form"
+                found = Whole(change)
         if found is None:
             found = form_on(self.adapter, self.weight())
         assert found is not None, "with the weight every change can be told"
@@ -49,6 +57,11 @@ class Sited:
         """Returns its change of the bias at strength 1, in float32 or better, or None without one."""
         bias = self.read()[1] if self.read is not None else None
         return self.adapter.delta_bias(None if bias is None else widened(bias))
+
+    @property
+    def weight_shape(self) -> tuple[int, ...] | None:
+        """Shape of the weight with the change, as the model or else the adapter tells it."""
+        return told_shape(self.adapter) if self.shape is None else self.adapter.grown(self.shape)
 
     def weight(self) -> Float[Tensor, "O ..."]:
         """Returns the base weight in float32.

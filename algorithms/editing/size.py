@@ -1,11 +1,12 @@
 """How much of a change a low-rank copy of it keeps."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from torch import Tensor
 
 from ..errors import EditingError
 from ..shapes import Float
+from .weight_shapes import has_kernel
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class Size:
     """Norm of what is lost, as a share of that of the change, at most: 0 and up to below 1."""
     most: int | None = None
     """No rank is larger."""
+    kernel_rank: int | None = None
+    """Of layers with a kernel, in place of the first three; None is as on the others."""
 
     def __post_init__(self) -> None:
         """Checks that it means something.
@@ -43,6 +46,23 @@ class Size:
             raise EditingError(f"The error is {self.error}, and must be from 0 up to below 1.")
         if self.most is not None and self.most < 1:
             raise EditingError(f"The largest rank is {self.most}, and must be 1 or more.")
+        if self.kernel_rank is not None and self.kernel_rank < 1:
+            raise EditingError(f"The rank of kernels is {self.kernel_rank}, and must be 1 or more.")
+
+    def on(self, shape: tuple[int, ...]) -> "Size":
+        """Returns the size on a weight of a shape."""
+        if self.kernel_rank is None or not has_kernel(shape):
+            return self
+        return Size(rank=self.kernel_rank, most=self.most)
+
+    @property
+    def fixed_rank(self) -> int | None:
+        """The rank of every layer that has so many; None where its change decides."""
+        return None if self.rank is None else min(self.rank, self.most or self.rank)
+
+    def said(self) -> dict[str, int | float]:
+        """Returns what is not left open, for the metadata."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
     @property
     def lost(self) -> float | None:

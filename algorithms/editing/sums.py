@@ -7,6 +7,7 @@ pairs of its ranks, a Kronecker product one over the pairs of the ranks of both 
 (A1 B1) ⊗ (A2 B2) = (A1 ⊗ A2) (B1 ⊗ B2). Where all this is larger than the weight, the sum is built.
 """
 
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -20,7 +21,6 @@ from ..adapters.lokr import Lokr
 from ..errors import EditingError, ShapeError, listed
 from ..layers import Rows
 from ..shapes import Float
-from .scaling import times
 from .sites import Sited
 
 
@@ -52,9 +52,9 @@ class Term:
             found = self.site.form()
         except (EditingError, ShapeError) as error:
             raise type(error)(f"{self.file}: {self.site.module}: {error}") from error
-        if isinstance(found, Whole) and found.tensor.numel() == 0:
+        if 0 in found.sizes:
             return None
-        return times(found, self.strength)
+        return found if self.strength == 1 else found.times(self.strength)
 
     def shift(self) -> Float[Tensor, " O"] | None:
         """Returns its change of the whole bias, strength included, or None without one."""
@@ -93,7 +93,7 @@ def added(terms: Sequence[Term]) -> Form | None:
         products = [_joined(form, *two) for (_, form), two in zip(forms, known, strict=True)]
         left = [term.placed(one.left) for (term, _), one in zip(forms, products, strict=True)]
         return Product(torch.cat(left, 1), torch.cat([one.right for one in products]))
-    return Whole(total(term.placed(built(form)) for term, form in forms))
+    return Whole(total(term.placed(form.matrix) for term, form in forms))
 
 
 def shifted(terms: Sequence[Term]) -> Float[Tensor, " O"] | None:
@@ -111,23 +111,7 @@ def shifted(terms: Sequence[Term]) -> Float[Tensor, " O"] | None:
 
 def total(parts: Iterable[Tensor]) -> Tensor:
     """Returns the sum of tensors of one shape, in the order in which they come."""
-    found: Tensor | None = None
-    for part in parts:
-        found = part.clone() if found is None else found + part
-    assert found is not None, "there is one at least"
-    return found
-
-
-def built(form: Form) -> Float[Tensor, "O C"]:
-    """Returns a change as a matrix; what has one axis, as the scale of a norm, is one column."""
-    if isinstance(form, Product):
-        return form.left @ form.right
-    if isinstance(form, Hadamard):
-        return (form.first.left @ form.first.right) * (form.second.left @ form.second.right)
-    if isinstance(form, Kronecker):
-        return torch.kron(form.left, form.right)
-    assert isinstance(form, Whole), "there are four forms"
-    return form.tensor.flatten(1) if form.tensor.ndim > 1 else form.tensor[:, None]
+    return functools.reduce(torch.add, parts)
 
 
 def _common_size(forms: Sequence[tuple[Term, Form]]) -> tuple[int, int]:
@@ -138,23 +122,10 @@ def _common_size(forms: Sequence[tuple[Term, Form]]) -> tuple[int, int]:
     """
     sizes: dict[Term, tuple[int, int]] = {}
     for term, form in forms:
-        rows, columns = size_of(form)
+        rows, columns = form.sizes
         sizes[term] = (rows if term.rows is None else term.outputs, columns)
     _require_one({term: f"{rows} x {columns} numbers" for term, (rows, columns) in sizes.items()})
     return next(iter(sizes.values()))
-
-
-def size_of(form: Form) -> tuple[int, int]:
-    """Returns rows and columns of a change."""
-    if isinstance(form, Product):
-        return form.left.shape[0], form.right.shape[1]
-    if isinstance(form, Hadamard):
-        return form.first.left.shape[0], form.first.right.shape[1]
-    if isinstance(form, Kronecker):
-        (a, c), (b, d) = form.left.shape, form.right.shape
-        return a * b, c * d
-    assert isinstance(form, Whole), "there are four forms"
-    return form.tensor.shape[0], form.tensor.shape[1:].numel()
 
 
 def _require_one(sizes: dict[Term, str]) -> None:
@@ -163,7 +134,7 @@ def _require_one(sizes: dict[Term, str]) -> None:
     said = [f"{term.file} changes {size}" for term, size in sizes.items()]
     module = next(iter(sizes)).site.module
     raise EditingError(
-        f"In {module} the files do not fit each other: {listed(said, 3)}. They were made for "
+        f"The changes of {module} do not fit each other: {listed(said, 3)}. They were made for "
         "different models."
     )
 

@@ -28,15 +28,15 @@ class ReadingBar:
 
 
 class LayersBar:
-    """A bar on the running node that goes layer by layer, between which the user can stop it."""
+    """A bar on the running node that goes layer by layer, before each of which the user can stop it."""
 
     def __init__(self, total: int) -> None:
         """Begins at nothing of `total` layers."""
         self._bar = ProgressBar(total)
         self._done = 0
 
-    def step(self) -> None:
-        """Shows one more layer as done.
+    def __call__(self) -> None:
+        """Goes on to the next layer.
 
         Raises:
             InterruptProcessingException: The user has stopped the run; the host takes it from there.

@@ -65,6 +65,12 @@ class Weights:
             numbers = function(numbers)
         return numbers
 
+    def stored_dtype(self, key: str) -> torch.dtype | None:
+        """Returns how a parameter is kept; None where patches or wrappers make other numbers of it."""
+        if any(self._patches(key)) or self._patcher.weight_wrapper_patches.get(key):
+            return None
+        return stored(self._patcher, key).dtype
+
     def _holds(self, path: str, name: str) -> bool:
         """Whether a key of a state dict is a parameter, and not how one is quantised."""
         try:

@@ -1,7 +1,7 @@
 """Several adapters in one: exact sums of every pair of methods, sizes, TIES and DARE beside PEFT."""
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -30,12 +30,12 @@ from anyadapter.algorithms.keymap import KeyMap, Target, halves_swapped, rows_of
 from anyadapter.algorithms.layers import Rows
 from anyadapter.algorithms.strength import Placed
 from checking import annotations_unchecked
+from ending_steps import EndingSteps
 from import_peft import peft
 from layer_cases import LayerCase
+from sited_adapters import LAYER, WEIGHT, on
 
 merge_utils = peft.utils.merge_utils
-LAYER = "lora_unet_layer"
-WHOLE = Target("model.layer.weight")
 EXACT = Recipe()
 
 
@@ -43,12 +43,6 @@ def site(
     adapter: Adapter, strength: float = 1.0, module: str = LAYER, target: Target | None = None
 ) -> Sited:
     return Sited(module, adapter, strength, target)
-
-
-def on(layer: LayerCase, adapter: Adapter, strength: float) -> Sited:
-    """Places an adapter on a layer whose weight and bias are known."""
-    shape = layer.layer.weight_shape
-    return Sited(LAYER, adapter, strength, WHOLE, shape, lambda: (layer.weight, layer.bias))
 
 
 def file(
@@ -214,6 +208,41 @@ def test_a_file_twice_counts_twice_and_against_itself_not_at_all() -> None:
         combined(files(site(one, 0.5), site(one, -0.5)), EXACT)
 
 
+@pytest.mark.parametrize("mode", ["exact", "svd"])
+def test_a_layer_in_which_all_cancels_is_left_out(mode: str) -> None:
+    one = lora(30, 20, 2)
+    parts = [
+        file("a", site(one, 1.0), site(one, 1.0, "other")),
+        file("b", site(one, -1.0), site(one, -0.5, "other")),
+    ]
+    found = combined(parts, Recipe(mode, Size(rank=2)))
+    assert list(found.adapter_set.adapters) == ["other"]
+    assert list(found.accuracy.parts) == ["other"]
+
+
+def test_what_is_no_lora_becomes_one_of_a_size() -> None:
+    """Some methods of PEFT are products of two factors too, which LoRA alone is read as."""
+    other = next(
+        case.on(layer)
+        for case in ADAPTER_CASES
+        for layer in case.layers()
+        if layer.name == "linear" and type(case.on(layer)).__name__ == "AdaLora"
+    )
+    (result,) = made(combined(files(site(other)), Recipe("svd", Size(rank=8))))
+    assert isinstance(result, Lora)
+    shape = (result.up.shape[0], result.down.shape[1])
+    assert_close(change((result,), *shape), change((other,), *shape), rtol=1e-5, atol=1e-6)
+
+
+def test_dare_drops_other_numbers_of_other_files_of_one_name() -> None:
+    parts = [
+        file("the same", site(lora(80, 60, 4, seed=seed).to("cpu", torch.float32)))
+        for seed in range(2)
+    ]
+    (result,) = made(combined(parts, Recipe("dare linear", density=0.5)))
+    assert 0.2 < float((result.diff == 0).double().mean()) < 0.3
+
+
 MODES = (
     EXACT,
     Recipe("svd", Size(rank=3)),
@@ -284,7 +313,7 @@ def test_kernels_have_a_size_of_their_own_and_norms_stay_whole() -> None:
         )
         for seed, name in enumerate(("a", "b"))
     ]
-    found = combined(inputs, Recipe("svd", Size(rank=5), Size(rank=2)))
+    found = combined(inputs, Recipe("svd", Size(rank=5, kernel_rank=2)))
     ranks = {module: one.rank for module, (one,) in found.adapter_set.adapters.items()}
     assert ranks == {LAYER: 5, "kernel": 2, "norm": None}
     (norm,) = made(found, "norm")
@@ -331,10 +360,9 @@ def test_dare_is_that_of_peft_with_masks_of_its_own(
     mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     masks = []
-    for number, dense in enumerate(DENSE):
-        alone = files(*[site(Diff(torch.zeros(2, 2)))] * number, site(Diff(torch.ones_like(dense))))
-        (mask,) = made(combined(alone[-1:], Recipe("dare linear", density=0.4)))
-        masks.append((mask.diff > 0).double())
+    for dense in DENSE:
+        alone = combined(files(site(Diff(dense))), Recipe("dare linear", density=0.4))
+        masks.append((made(alone)[0].diff != 0).double())
         assert 0.3 < float(masks[-1].mean()) < 0.5
     drawn = iter(masks)
     monkeypatch.setattr(torch, "bernoulli", lambda _: next(drawn))
@@ -397,8 +425,8 @@ def test_weighted_adapters_of_peft_are_the_same(kind: str, recipe: Recipe) -> No
 
 FUSED = KeyMap(
     [
-        ("lora_unet_qkv", WHOLE),
-        *((f"{part}", rows_of(WHOLE.weight, 8 * n, 8)) for n, part in enumerate("qkv")),
+        ("lora_unet_qkv", WEIGHT),
+        *((f"{part}", rows_of(WEIGHT.weight, 8 * n, 8)) for n, part in enumerate("qkv")),
         ("swapped", halves_swapped("model.mod.weight", 8)),
         ("lora_unet_mod", Target("model.mod.weight")),
     ],
@@ -447,10 +475,10 @@ def test_parts_alone_stay_parts_and_swapped_halves_are_put_right() -> None:
 
 def test_other_names_of_a_layer_are_the_same_layer() -> None:
     rows = Rows(0, 8)
-    assert FUSED.target("q") == Target(WHOLE.weight, rows)
-    names = KeyMap([("lora_unet_layer", WHOLE), ("unet.layer", WHOLE)], {WHOLE.weight: (24, 20)})
+    assert FUSED.target("q") == Target(WEIGHT.weight, rows)
+    names = KeyMap([("lora_unet_layer", WEIGHT), ("unet.layer", WEIGHT)], {WEIGHT.weight: (24, 20)})
     inputs = files(
-        site(lora(24, 20, 1), 1.0, "unet.layer", WHOLE), site(lora(24, 20, 2), 1.0, LAYER, WHOLE)
+        site(lora(24, 20, 1), 1.0, "unet.layer", WEIGHT), site(lora(24, 20, 2), 1.0, LAYER, WEIGHT)
     )
     found = combined(inputs, EXACT, {"model": names})
     ((result,),) = found.adapter_set.adapters.values()
@@ -526,21 +554,13 @@ def test_what_is_made_is_read_back_as_it_is() -> None:
         assert_close(layer.merged(placed), layer.merged([Placed(one, 0.5), Placed(other, -0.7)]))
 
 
-def test_progress_is_told_and_ends_the_work() -> None:
-    told: list[int] = []
-
-    def progress(count: int) -> Callable[[], None]:
-        def step() -> None:
-            told.append(count)
-            if len(told) == 2:
-                raise InterruptedError
-
-        return step
-
+def test_each_layer_is_a_step_that_may_end_the_work() -> None:
     sites = [site(lora(30, 20, 2, seed=n), 1.0, f"layer_{n}") for n in range(4)]
+    all_four, two = EndingSteps(4), EndingSteps(2)
+    combined([file("a", *sites)], EXACT, steps=all_four)
+    assert (all_four.count, all_four.begun) == (4, 4)
     with pytest.raises(InterruptedError):
-        combined([file("a", *sites)], EXACT, progress=progress)
-    assert told == [4, 4]
+        combined([file("a", *sites)], EXACT, steps=two)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -22,7 +22,7 @@ from anyadapter.algorithms.adapters.norm import Norm
 from anyadapter.algorithms.adapters.replacement import Replacement
 from anyadapter.algorithms.adapters.shira import Shira
 from anyadapter.algorithms.editing.conversion import (
-    CONVERTED,
+    CONVERSION,
     Conversion,
     Converted,
     conversion_report,
@@ -35,11 +35,12 @@ from anyadapter.algorithms.formats.metadata import AdapterMetadata
 from anyadapter.algorithms.formats.parse import AdapterSet, parse_tensors
 from anyadapter.algorithms.formats.write import to_tensors
 from anyadapter.algorithms.keymap import Target
+from ending_steps import EndingSteps
 from import_peft import peft
 from layer_cases import LayerCase, few, product_cases
+from sited_adapters import LAYER, on
 
-MODULE = "lora_unet_layer"
-EXACT = Conversion(linear=Size(error=0.0))
+EXACT = Conversion(size=Size(error=0.0))
 ALIKE = {one.name for one in product_cases()} - {one.name for one in few(product_cases())}
 """Layers that have nothing which a change of the weight could tell from that of another one."""
 PAIRS = [
@@ -66,18 +67,12 @@ def set_of(adapters: Mapping[str, Sequence[Adapter]], **strings: str) -> Adapter
     return AdapterSet("cat.safetensors", several, AdapterMetadata(strings))
 
 
-def on(case: LayerCase, adapter: Adapter, module: str = MODULE) -> Sited:
-    """An adapter on a layer of a model that is connected."""
-    target, shape = Target(f"{module}.weight"), case.layer.weight_shape
-    return Sited(module, adapter, 1.0, target, shape, lambda: (case.weight, case.bias))
-
-
 def alone(adapters: AdapterSet) -> list[Sited]:
     return [Sited(module, one) for module, some in adapters.adapters.items() for one in some]
 
 
 def convert(adapter: Adapter, wish: Conversion, case: LayerCase | None = None) -> Converted:
-    source = set_of({MODULE: [adapter]})
+    source = set_of({LAYER: [adapter]})
     return converted(alone(source) if case is None else [on(case, adapter)], source, wish)
 
 
@@ -96,7 +91,7 @@ def norm_of(parts: tuple[Tensor, Tensor]) -> float:
     return math.hypot(*(float(part.norm()) for part in parts))
 
 
-def as_read(made: Converted, module: str = MODULE) -> tuple[Adapter, ...]:
+def as_read(made: Converted, module: str = LAYER) -> tuple[Adapter, ...]:
     """The adapters of a layer as the next loader has them."""
     tensors, metadata = to_tensors(made.adapter_set)
     parsed = parse_tensors(tensors, metadata, "file")
@@ -151,7 +146,7 @@ def test_the_error_of_a_small_rank_is_that_of_the_best_one_and_is_told(
 ) -> None:
     adapter = adapter_case.on(layer_case)
     made = (
-        convert(adapter, Conversion(linear=Size(rank=2), keep_others=False), layer_case)
+        convert(adapter, Conversion(size=Size(rank=2), norms_and_biases=False), layer_case)
         if (
             len(layer_case.weight.shape) > 1 and adapter.delta_weight(layer_case.weight) is not None
         )
@@ -208,7 +203,7 @@ def wide_lora(rank: int, rows: int = 40, columns: int = 30) -> Lora:
 
 def test_a_lora_of_rank_16_becomes_the_best_one_of_rank_4() -> None:
     adapter = wide_lora(16)
-    made = convert(adapter, Conversion(linear=Size(rank=4)))
+    made = convert(adapter, Conversion(size=Size(rank=4)))
     (lora,) = as_read(made)
     assert lora.rank == 4
     change = adapter.delta_weight(torch.empty(40, 30, device="meta"))
@@ -223,7 +218,7 @@ def test_energy_and_error_give_each_layer_the_rank_that_it_takes() -> None:
     steep = replace(wide_lora(16), up=wide_lora(16).up * 0.5 ** torch.arange(16))
     source = set_of({"lora_unet_flat": [wide_lora(16)], "lora_unet_steep": [steep]})
     for size, allowed in ((Size(energy=0.9), 0.1), (Size(error=0.2), 0.04)):
-        made = converted(alone(source), source, Conversion(linear=size))
+        made = converted(alone(source), source, Conversion(size=size))
         ranks: list[int] = []
         for module, (lora,) in made.adapter_set.adapters.items():
             change = source.adapters[module][0].delta_weight(torch.empty(40, 30, device="meta"))
@@ -236,7 +231,7 @@ def test_energy_and_error_give_each_layer_the_rank_that_it_takes() -> None:
 
 
 def test_the_largest_rank_counts_before_the_error() -> None:
-    made = convert(wide_lora(16), Conversion(linear=Size(error=0.0, most=3)))
+    made = convert(wide_lora(16), Conversion(size=Size(error=0.0, most=3)))
     assert as_read(made)[0].rank == 3
     assert made.accuracy.relative > 0.1
 
@@ -249,7 +244,7 @@ def test_kernels_have_a_size_of_their_own() -> None:
             "lora_unet_pointwise": [Lora(random(8, 4, 1, 1), random(4, 6, 1, 1), 2.0)],
         }
     )
-    wish = Conversion(linear=Size(rank=3), kernels=Size(rank=2))
+    wish = Conversion(size=Size(rank=3, kernel_rank=2))
     made = converted(alone(source), source, wish).adapter_set
     assert [one.rank for (one,) in made.adapters.values()] == [3, 2, 3]
     strings = made.metadata.strings
@@ -259,9 +254,9 @@ def test_kernels_have_a_size_of_their_own() -> None:
 
 def test_a_lora_that_cannot_be_smaller_keeps_its_own_numbers() -> None:
     adapter = wide_lora(4)
-    for wish in (EXACT, Conversion(linear=Size(rank=8)), Conversion("as it is")):
+    for wish in (EXACT, Conversion(size=Size(rank=8)), Conversion("as it is")):
         made = convert(adapter, wish)
-        (kept,) = made.adapter_set.adapters[MODULE]
+        (kept,) = made.adapter_set.adapters[LAYER]
         assert kept.up is adapter.up
         assert kept.alpha == 3.0
         assert made.accuracy.relative == 0
@@ -293,7 +288,7 @@ def test_several_adapters_of_a_layer_become_one() -> None:
         [lora, lokr],
         [lora, dora, Diff(random(8, 6, 3, 5))],
     ):
-        source = set_of({MODULE: some})
+        source = set_of({LAYER: some})
         made = converted([on(case, one) for one in some], source, EXACT)
         adapters = as_read(made)
         assert [type(one) for one in adapters] == [Diff, Lora] or len(adapters) == 2
@@ -303,11 +298,11 @@ def test_several_adapters_of_a_layer_become_one() -> None:
 
 def test_a_dylora_is_cut_to_its_first_ranks() -> None:
     source = set_of(
-        {MODULE: [wide_lora(16)]}, ss_network_module="networks.dylora", ss_network_dim="16"
+        {LAYER: [wide_lora(16)]}, ss_network_module="networks.dylora", ss_network_dim="16"
     )
     cut = source.cut(4)
     made = converted(alone(cut), cut, Conversion("as it is")).adapter_set
-    (lora,) = made.adapters[MODULE]
+    (lora,) = made.adapters[LAYER]
     assert torch.equal(lora.up, wide_lora(16).up[:, :4])
     assert made.metadata.strings["ss_network_dim"] == "4"
     assert not made.notes
@@ -335,7 +330,7 @@ def test_what_is_no_matrix_is_kept_or_dropped_and_counted() -> None:
     assert kept.adapter_set.adapters["lora_unet_norm"] == (norm,)
     assert kept.adapter_set.adapters["lora_unet_table"] == (table,)
     assert kept.accuracy.relative < 1e-6
-    dropped = converted(alone(source), source, replace(EXACT, keep_others=False))
+    dropped = converted(alone(source), source, replace(EXACT, norms_and_biases=False))
     assert [*dropped.adapter_set.adapters] == ["lora_unet_x"]
     (lora,) = dropped.adapter_set.adapters["lora_unet_x"]
     assert lora.delta_bias(None) is None
@@ -345,21 +340,28 @@ def test_what_is_no_matrix_is_kept_or_dropped_and_counted() -> None:
     whole = math.hypot(expected, shifted.form().norm())
     assert dropped.accuracy.relative == pytest.approx(expected / whole, rel=1e-6)
     with pytest.raises(EditingError, match=r"Nothing is left of cat\.safetensors"):
-        convert(norm, replace(EXACT, keep_others=False))
+        convert(norm, replace(EXACT, norms_and_biases=False))
+
+
+def test_a_convolution_of_one_output_is_no_table() -> None:
+    adapter = Lora(random(1, 2, 1), random(2, 5, 3), 2.0)
+    made = converted([Sited(LAYER, adapter)], set_of({LAYER: [adapter]}), EXACT)
+    (lora,) = made.adapter_set.adapters[LAYER]
+    assert isinstance(lora, Lora)
 
 
 def test_a_parameter_that_is_no_weight_stays_whole() -> None:
     adapter = Replacement(random(6, 8))
     table = Sited(
-        MODULE,
+        LAYER,
         adapter,
         1.0,
         Target("a.scale_shift_table"),
         (6, 8),
         lambda: (random(6, 8) * 2, None),
     )
-    made = converted([table], set_of({MODULE: [adapter]}), EXACT)
-    (diff,) = made.adapter_set.adapters[MODULE]
+    made = converted([table], set_of({LAYER: [adapter]}), EXACT)
+    (diff,) = made.adapter_set.adapters[LAYER]
     assert isinstance(diff, Diff)
     assert diff.diff is not None
     assert_close(diff.diff, -random(6, 8))
@@ -367,7 +369,7 @@ def test_a_parameter_that_is_no_weight_stays_whole() -> None:
 
 def test_the_part_that_tells_a_change_is_asked_for_by_name() -> None:
     text, dora = "lora_te_text_model_encoder_layers_0_mlp_fc1", Dora(wide_lora(2), random(40, 1))
-    source = set_of({MODULE: [dora], text: [dora]})
+    source = set_of({LAYER: [dora], text: [dora]})
     with pytest.raises(EditingError, match=r"LoRA with DoRA changes in 2 layers.*MODEL and CLIP"):
         converted(alone(source), source, EXACT)
     case = linear()
@@ -390,7 +392,7 @@ def test_a_shira_smaller_than_its_weight_fits_it_with_the_model() -> None:
 def test_a_lora_that_makes_a_weight_larger_still_does() -> None:
     adapter = Lora(random(8, 4), random(4, 10), 4.0, reshape=(8, 10))
     case = linear()
-    (lora,) = as_read(convert(adapter, Conversion(linear=Size(rank=2)), case))
+    (lora,) = as_read(convert(adapter, Conversion(size=Size(rank=2)), case))
     assert lora.rank == 2
     assert lora.reshape == (8, 10)
     made = convert(adapter, Conversion("full difference"), case)
@@ -408,10 +410,10 @@ def test_the_header_says_what_the_result_is_and_keeps_the_rest() -> None:
         "sshs_model_hash": "abc",
         "lora_adapter_metadata": '{"r": 3}',
     }
-    source = set_of({MODULE: [wide_lora(16)]}, **strings).as_trained()
-    made = converted(alone(source), source, Conversion(linear=Size(rank=4))).adapter_set
+    source = set_of({LAYER: [wide_lora(16)]}, **strings).as_trained()
+    made = converted(alone(source), source, Conversion(size=Size(rank=4))).adapter_set
     found = dict(made.metadata.strings)
-    assert json.loads(found.pop(CONVERTED))["ranks"] == [4, 4]
+    assert json.loads(found.pop(CONVERSION))["ranks"] == [4, 4]
     assert found == {
         "ss_network_module": "networks.lora",
         "ss_network_dim": "4",
@@ -424,12 +426,12 @@ def test_the_header_says_what_the_result_is_and_keeps_the_rest() -> None:
 def test_a_result_is_not_corrected_again() -> None:
     """LyCORIS' DyLoRA acts weaker than trained by what its header says; once is enough."""
     strings = {"ss_network_module": "lycoris.kohya", "ss_network_args": '{"algo": "dylora"}'}
-    source = set_of({MODULE: [wide_lora(16)]}, **strings).as_trained()
+    source = set_of({LAYER: [wide_lora(16)]}, **strings).as_trained()
     shape = torch.empty(40, 30, device="meta")
-    for wish in (EXACT, Conversion(linear=Size(rank=15)), Conversion("as it is", Size(rank=15))):
+    for wish in (EXACT, Conversion(size=Size(rank=15)), Conversion("as it is", Size(rank=15))):
         made = converted(alone(source), source, wish)
         (lora,) = as_read(made)
-        ours, theirs = lora.delta_weight(shape), source.adapters[MODULE][0].delta_weight(shape)
+        ours, theirs = lora.delta_weight(shape), source.adapters[LAYER][0].delta_weight(shape)
         assert float((ours - theirs).norm() / theirs.norm()) == pytest.approx(
             made.accuracy.relative, abs=1e-6
         )
@@ -437,9 +439,9 @@ def test_a_result_is_not_corrected_again() -> None:
 
 def test_a_report_says_what_became_of_what() -> None:
     source = set_of(
-        {MODULE: [Diff(random(512, 512).half())], "lora_unet_n": [Norm(random(8).half())]}
+        {LAYER: [Diff(random(512, 512).half())], "lora_unet_n": [Norm(random(8).half())]}
     )
-    made = converted(alone(source), source, Conversion(linear=Size(rank=64)))
+    made = converted(alone(source), source, Conversion(size=Size(rank=64)))
     lines = conversion_report(source, made).splitlines()
     assert lines[0] == (
         "cat.safetensors: full in 1 layer, norm in 1 layer -> "
@@ -453,10 +455,11 @@ def test_a_report_says_what_became_of_what() -> None:
 
 def test_each_layer_is_a_step_that_may_end_the_work() -> None:
     source = set_of({f"lora_unet_{i}": [wide_lora(2)] for i in range(3)})
-    steps = iter((None, None, None))
-    converted(alone(source), source, EXACT, lambda: next(steps))
-    with pytest.raises(StopIteration):
-        converted(alone(source), source, EXACT, lambda: next(steps))
+    all_three, two = EndingSteps(3), EndingSteps(2)
+    converted(alone(source), source, EXACT, all_three)
+    assert (all_three.count, all_three.begun) == (3, 3)
+    with pytest.raises(InterruptedError):
+        converted(alone(source), source, EXACT, two)
 
 
 WHOLE = {
@@ -473,8 +476,8 @@ def test_lycoris_reads_the_lora_and_does_the_same(name: str) -> None:
     made = convert(FullRank(random(*shape).float()), EXACT, case)
     tensors, _ = to_tensors(made.adapter_set)
     module = case.to(torch.float32).module
-    found, values = get_module(tensors, MODULE)
-    opened = make_module(found, values, MODULE, module)
+    found, values = get_module(tensors, LAYER)
+    opened = make_module(found, values, LAYER, module)
     expected = case.with_base(case.weight + random(*shape), case.bias).float()
     opened.apply_to()
     assert_close(module(case.x.float()), expected, rtol=1e-4, atol=1e-4)
@@ -491,7 +494,7 @@ def test_peft_reads_the_lora_and_does_the_same() -> None:
     model = Model()
     changes = {"layer": random(8, 6).float(), "conv": random(8, 6, 3, 3).float()}
     source = set_of({name: [FullRank(change)] for name, change in changes.items()})
-    made = converted(alone(source), source, Conversion(linear=Size(rank=8))).adapter_set
+    made = converted(alone(source), source, Conversion(size=Size(rank=8))).adapter_set
     before = {name: getattr(model, name).weight.clone() for name in changes}
     ranks = {name: one.rank for name, (one,) in made.adapters.items()}
     config = peft.LoraConfig(

@@ -63,7 +63,7 @@ def dense(form: Form) -> Tensor:
         case Kronecker():
             return torch.kron(form.left, form.right)
         case Whole():
-            return form.tensor.flatten(1) if form.tensor.ndim > 1 else form.tensor[None]
+            return form.tensor.flatten(1) if form.tensor.ndim > 1 else form.tensor[:, None]
         case _:
             raise AssertionError
 
@@ -156,6 +156,35 @@ def test_an_error_is_reached_with_hardly_a_rank_too_many(power: float, error: fl
     rounding = 5e-7  # of the factors themselves
     assert found.error <= (error * (1 + 1e-6) + rounding) * found.norm
     assert least <= found.up.shape[1] <= least * 1.02 + 1
+
+
+@pytest.mark.parametrize("size", [Size(error=0.05), Size(energy=0.9)], ids=str)
+@pytest.mark.parametrize("kind", ["few rows", "one block many times"])
+def test_what_has_few_directions_gives_no_more_of_them(kind: str, size: Size) -> None:
+    """Directions beyond those of the change were those before once more, so that it counted twice."""
+    few = random(30, 400).float()
+    matrix = few.repeat(14, 1)
+    if kind == "few rows":
+        matrix = torch.zeros(400, 400)
+        matrix[::14][:29] = few[:29]
+    found = decomposed(Whole(matrix), size, "layer")
+    lost = 1 - size.energy if size.energy is not None else (size.error or 0.0) ** 2
+    assert true_error(matrix, found) <= lost**0.5 * float(matrix.norm()) * 1.001
+    assert found.error == pytest.approx(true_error(matrix, found), rel=1e-3)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-24, 1e18])
+@pytest.mark.parametrize("name", ["whole", "whole, sampled", "kronecker"])
+def test_tiny_and_huge_changes_have_copies_too(name: str, scale: float) -> None:
+    form = cast(FORMS[name], torch.float32).times(scale)
+    exact, size = dense(cast(form, torch.float64)), Size(rank=5)
+    found = decomposed(form, size, "layer")
+    values = torch.linalg.svdvals(exact / scale)
+    assert found.norm == pytest.approx(float(values.norm()) * scale, rel=1e-5)
+    lost = float(values[5:].norm()) * scale
+    assert found.error == pytest.approx(lost, rel=1e-2)
+    made = found.up.double() @ found.down.double()
+    assert float(((exact - made) / scale).norm()) * scale == pytest.approx(lost, rel=1e-2)
 
 
 def test_values_far_apart_are_all_found() -> None:

@@ -101,7 +101,7 @@ def test_a_lora_is_the_best_copy_and_has_the_shapes_of_other_tools(
 
 
 def test_kernels_have_a_size_of_their_own_and_pointwise_layers_that_of_matrices() -> None:
-    wish = Extraction(Size(rank=7), conv=Size(rank=2))
+    wish = Extraction(Size(rank=7, kernel_rank=2))
     ranks = {}
     for shape in SHAPES:
         base = base_of(shape)
@@ -253,16 +253,40 @@ def test_without_a_difference_there_is_nothing() -> None:
     assert found.norm == found.error == 0
 
 
+def test_what_no_checkpoint_has_is_no_difference_whatever_it_holds() -> None:
+    """A weight that the host had never filled was not finite, and stopped the whole run."""
+    base = torch.full(MATRIX, math.nan)
+    assert extracted(base, base.clone(), EVERY_RANK, "layer").adapters == ()
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_what_was_only_rounded_is_no_difference(dtype: torch.dtype) -> None:
     """Models are kept in several precisions: all their layers seemed to be trained."""
     base = base_of(MATRIX)
     rounded = base.to(dtype).float()
     for one, other in ((base, rounded), (rounded, base)):
-        found = extracted(one, other, EVERY_RANK, "layer")
+        found = extracted(one, other, EVERY_RANK, "layer", unlike=True)
         assert found.adapters == ()
         assert found.norm == 0
-    assert extracted(base, rounded + 1e-6, EVERY_RANK, "layer").adapters
+    assert extracted(base, rounded + 1e-6, EVERY_RANK, "layer", unlike=True).adapters
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_change_smaller_than_a_step_counts_where_both_are_kept_alike(dtype: torch.dtype) -> None:
+    """Patches on a model in half precision may change each number by less than half a step."""
+    base = base_of((48,)).to(dtype).float()
+    tuned = base * (1 + 1e-4)
+    found = extracted(base, tuned, EVERY_RANK, "layer")
+    assert lack(found, base, tuned) <= 1e-6 * float((tuned - base).norm())
+
+
+@pytest.mark.parametrize("rows", [24, 48])
+def test_rows_of_zeros_can_be_trained_by_dora(rows: int) -> None:
+    base = base_of(MATRIX)
+    base[:rows] = 0
+    tuned = base + some(MATRIX)
+    found = extracted(base, tuned, Extraction(Size(rank=48), "DoRA"), "layer")
+    assert lack(found, base, tuned) <= 1e-4 * float((tuned - base).norm())
 
 
 def test_less_than_the_minimum_is_left_out_and_counts_as_lost() -> None:

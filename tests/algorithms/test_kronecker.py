@@ -62,6 +62,15 @@ def test_the_same_seed_gives_the_same_bits() -> None:
     assert torch.equal(one.w2, again.w2)
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e18])
+def test_tiny_and_huge_changes_have_a_nearest_product(scale: float) -> None:
+    change = random(8, 12).float() * scale
+    found, plain = (nearest_kronecker(one, (2, 3), "layer") for one in (change, change / scale))
+    assert found.error == pytest.approx(plain.error * scale, rel=1e-4)
+    made = torch.kron(found.w1.double(), found.w2.double()) / scale
+    assert_close(made, torch.kron(plain.w1.double(), plain.w2.double()), rtol=1e-4, atol=1e-5)
+
+
 def test_a_change_of_nothing_is_a_product_of_zeros() -> None:
     found = nearest_kronecker(torch.zeros(6, 4), (3, 2), "layer")
     assert found.error == found.norm == 0

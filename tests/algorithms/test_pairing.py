@@ -53,6 +53,11 @@ def test_what_cannot_be_compared_is_named() -> None:
     assert paired(TUNED, BASE, key_map()).alone == ("model.plain.bias",)
 
 
+def test_the_bias_of_a_layer_without_a_name_is_named_with_it() -> None:
+    known = KeyMap([one for one in NAMED if one[0] != "model.a"], BASE)
+    assert {"model.a.weight", "model.a.bias"} <= {*paired(BASE, BASE, known).nameless}
+
+
 def test_a_name_that_means_something_else_is_not_used() -> None:
     """Of text encoders several may have a layer of one name."""
     clash = KeyMap(

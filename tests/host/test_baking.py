@@ -36,7 +36,7 @@ from base_directory import CHECKPOINT_NAME, example_workflow
 from comfy_server import ComfyServer
 from made_adapters import Applied
 from pictures import Pictures
-from workflows import node, text_to_latent
+from workflows import api_form, text_to_latent
 
 CPU = torch.device("cpu")
 WEIGHT, BIAS = "diffusion_model.layer.weight", "diffusion_model.layer.bias"
@@ -395,35 +395,13 @@ def test_the_report_says_what_was_baked_and_what_was_not() -> None:
         baked_parts({MODEL: None, CLIP: None})
 
 
-WIDGETS = {
-    "CheckpointLoaderSimple": ("ckpt_name",),
-    "AnyAdapterLoad": ("adapter", "strength_model", "strength_clip", "mode", "rank"),
-    "AnyAdapterMerge": ("rounding",),
-    "CheckpointSave": ("filename_prefix",),
-}
-"""The names of the values in the example, in their order."""
-
-
-def example() -> dict[str, Any]:
-    """The example workflow as the page would send it."""
-    workflow = json.loads(example_workflow("bake_and_save_checkpoint"))
-    sources = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
-    return {
-        str(one["id"]): node(
-            one["type"],
-            **dict(zip(WIDGETS[one["type"]], one["widgets_values"], strict=True)),
-            **{given["name"]: sources[given["link"]] for given in one["inputs"]},
-        )
-        for one in workflow["nodes"]
-    }
-
-
 def test_a_saved_checkpoint_gives_the_picture_of_the_hooks(
     server: ComfyServer, pictures: Pictures
 ) -> None:
     applied = Applied("locon", 0.8, 0.8)
     hooked = pictures.loaded("hook", applied)
-    history = server.run(example())
+    workflow = json.loads(example_workflow("bake_and_save_checkpoint"))
+    history = server.run(api_form(workflow, server))
     (report,) = history["outputs"]["3"]["text"]
     assert "Baked into the diffusion model" in report
     assert "Baked into the text encoder" in report

@@ -4,7 +4,6 @@ import gc
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +19,7 @@ from anyadapter.nodes.host import bindings, files, messages
 from anyadapter.nodes.host.applying import Applied
 from anyadapter.nodes.loading import AS_OTHERS, LoadAdapter
 from real_models import real_model
+from without_page import without_page
 
 CPU = torch.device("cpu")
 NAME = "style.safetensors"
@@ -53,8 +53,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Sequence[Bou
         return Applied(len(bound))
 
     monkeypatch.setattr(adapting, "apply", take)
-    monkeypatch.setattr(loading, "show_text", lambda *_: None)
-    monkeypatch.setattr(LoadAdapter, "hidden", SimpleNamespace(unique_id="1"))
+    without_page(monkeypatch, loading, LoadAdapter)
 
     def run(model: ModelPatcher, strength: float = 1.0, **options: Any) -> Sequence[Bound]:
         LoadAdapter.execute(NAME, strength, 1.0, model=model, **options)

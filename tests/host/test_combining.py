@@ -1,7 +1,6 @@
 """Combine Adapters in a real ComfyUI: the picture of the stack, files for the host's own loader."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import comfy.model_management
@@ -21,6 +20,7 @@ from anyadapter.nodes.combining import CombineAdapters
 from base_directory import CHECKPOINT_NAME
 from comfy_server import ComfyServer, PromptRejectedError
 from pictures import Pictures
+from without_page import without_page
 from workflows import Prompt, node, read_latent, text_to_latent
 
 TOLERANCE = 1e-4
@@ -51,8 +51,7 @@ def pictures(pictures: Pictures) -> Pictures:
 @pytest.fixture
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets the node run outside of a prompt."""
-    monkeypatch.setattr(combining, "show_text", lambda *_: None)
-    monkeypatch.setattr(CombineAdapters, "hidden", SimpleNamespace(unique_id="1"))
+    without_page(monkeypatch, combining, CombineAdapters)
 
 
 def made(text: str, **inputs: Any) -> tuple[AdapterSet, str]:

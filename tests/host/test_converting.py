@@ -1,7 +1,5 @@
 """Convert Adapter on the small checkpoint: what it makes, ComfyUI's own loader reads and does."""
 
-from types import SimpleNamespace
-
 import comfy.lora
 import comfy.model_management
 import comfy.sd
@@ -12,9 +10,11 @@ from torch import Tensor
 from anyadapter.algorithms.errors import EditingError
 from anyadapter.algorithms.formats.parse import AdapterSet, parse_tensors
 from anyadapter.algorithms.formats.write import to_tensors
+from anyadapter.nodes import converting
 from anyadapter.nodes.converting import ConvertAdapter
 from anyadapter.nodes.placing import placed
 from base_directory import cached_checkpoint
+from without_page import without_page
 
 BLOCK = "lora_unet_down_blocks_0"
 QUERY = f"{BLOCK}_attentions_0_transformer_blocks_0_attn1_to_q"
@@ -38,10 +38,7 @@ def loaded():
 
 @pytest.fixture(autouse=True)
 def shown(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    texts: list[str] = []
-    monkeypatch.setattr(ConvertAdapter, "hidden", SimpleNamespace(unique_id="1"))
-    monkeypatch.setattr("anyadapter.nodes.converting.show_text", lambda _, text: texts.append(text))
-    return texts
+    return without_page(monkeypatch, converting, ConvertAdapter)
 
 
 def random(*shape: int) -> Tensor:

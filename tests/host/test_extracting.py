@@ -1,7 +1,6 @@
 """Extract Adapter on the small SD 1.5: the base with what comes out is the tuned model again."""
 
 from collections.abc import Iterator, Mapping
-from types import SimpleNamespace
 from typing import Any
 
 import comfy.lora
@@ -24,6 +23,7 @@ from anyadapter.nodes import extracting
 from anyadapter.nodes.adapting import Wish, adapt
 from anyadapter.nodes.extracting import ExtractAdapter
 from anyadapter.nodes.host.weights import Weights
+from without_page import without_page
 
 UNET = "diffusion_model."
 MATRIX = f"{UNET}input_blocks.1.1.transformer_blocks.0.attn1.to_q"
@@ -99,8 +99,7 @@ def clip_tuned(models: Any) -> Any:
 
 @pytest.fixture(autouse=True)
 def page(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extracting, "show_text", lambda *_: None)
-    monkeypatch.setattr(ExtractAdapter, "hidden", SimpleNamespace(unique_id="1"))
+    without_page(monkeypatch, extracting, ExtractAdapter)
 
 
 def extract(method: Method = "LoRA", **inputs: Any) -> tuple[AdapterSet, str]:
@@ -112,8 +111,7 @@ def extract(method: Method = "LoRA", **inputs: Any) -> tuple[AdapterSet, str]:
 def whole(models: Any, model_tuned: Any, clip_tuned: Any) -> Iterator[tuple[AdapterSet, str]]:
     """A LoRA of model and text encoders."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(extracting, "show_text", lambda *_: None)
-        patch.setattr(ExtractAdapter, "hidden", SimpleNamespace(unique_id="1"))
+        without_page(patch, extracting, ExtractAdapter)
         yield extract(
             model_tuned=model_tuned,
             model_base=models.model,
@@ -180,6 +178,16 @@ def test_the_stock_loader_makes_the_tuned_model_of_the_base(
         assert_same(numbers(clone, trained), numbers(wanted, trained))
 
 
+def test_what_no_checkpoint_holds_is_no_difference(models: Any) -> None:
+    """ComfyUI never fills this weight: extracted adapters held what was in its memory before."""
+    projection = "clip_l.transformer.text_projection.weight"
+    wanted = f"{TEXT}mlp.fc1.weight"
+    clip_tuned = tuned(models.clip, {projection: 0, wanted: 2})
+    made, report = extract(clip_tuned=clip_tuned, clip_base=models.clip)
+    assert [*made.adapters] == ["lora_te_text_model_encoder_layers_3_mlp_fc1"]
+    assert "text_projection" not in report
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_is_read_back_as_it_was_made(
     models: Any, model_tuned: Any, method: Method
@@ -203,7 +211,7 @@ def test_a_size_by_error_gives_each_layer_its_rank(models: Any, model_tuned: Any
     )
     ranks = {one.rank for several in made.adapters.values() for one in several if one.rank}
     assert ranks == {2, 3, 4}
-    assert "Ranks from 2 to 4" in report
+    assert "rank 2 to 4." in report
     assert made.metadata.strings["ss_network_dim"] == "Dynamic"
 
 

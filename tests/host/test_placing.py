@@ -4,7 +4,7 @@ import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
 
-from anyadapter.algorithms.errors import EditingError
+from anyadapter.algorithms.errors import EditingError, NoMatchError
 from anyadapter.algorithms.formats.parse import AdapterSet, parse_tensors
 from anyadapter.nodes.placing import placed
 from real_models import real_model
@@ -66,14 +66,19 @@ def test_a_change_that_depends_on_the_weight_takes_the_model(model: ModelPatcher
 
 
 def test_what_has_no_place_is_told(model: ModelPatcher):
-    other = parse_tensors(
-        {
-            "lora_unet_nowhere.lora_up.weight": torch.ones(3, 2),
-            "lora_unet_nowhere.lora_down.weight": torch.ones(2, 3),
-        },
-        {},
-        "cat.safetensors",
+    nowhere = {
+        "lora_unet_nowhere.lora_up.weight": torch.ones(3, 2),
+        "lora_unet_nowhere.lora_down.weight": torch.ones(2, 3),
+    }
+    text = {f"{TEXT}.lora_up.weight": torch.ones(768, 2)}
+    text |= {f"{TEXT}.lora_down.weight": torch.ones(2, 768)}
+    for_another, partly = (
+        parse_tensors(tensors, {}, "cat.safetensors").as_trained()
+        for tensors in (nowhere, nowhere | text)
     )
-    placing = placed(other, model)
+    with pytest.raises(NoMatchError, match=r"Nothing of cat\.safetensors fits.*lora_unet_nowhere"):
+        placed(for_another, model)
+    # What is for a part that is not connected may be right.
+    placing = placed(partly, model)
     assert placing.sites[0].target is None
     assert "lora_unet_nowhere" in placing.notes[0]

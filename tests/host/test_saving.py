@@ -42,7 +42,8 @@ from layer_cases import LayerCase
 from oracles import change, only, relative_error
 from pictures import Pictures
 from real_models import real_model
-from workflows import node, text_to_latent
+from without_page import without_page
+from workflows import api_form, node, text_to_latent
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -55,8 +56,7 @@ SIZES = {"a.lora_up.weight": (8, 4), "a.lora_down.weight": (4, 6)}
 def quiet(loras: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The LoRA folder of a host without a page."""
     for module, one in ((opening, OpenAdapter), (saving, SaveAdapter)):
-        monkeypatch.setattr(module, "show_text", lambda *_: None)
-        monkeypatch.setattr(one, "hidden", SimpleNamespace(unique_id="1"))
+        without_page(monkeypatch, module, one)
     return loras
 
 
@@ -75,7 +75,8 @@ def save(adapter: AdapterSet, name: str = "saved", **wishes: Any) -> tuple[str, 
 
 
 def opened(name: str, **wishes: Any) -> AdapterSet:
-    return OpenAdapter.execute(name, **wishes).result[0]
+    ((adapter,), _) = OpenAdapter.execute(name, **wishes).result
+    return adapter
 
 
 def require_same(found: Adapter, expected: Adapter) -> None:
@@ -154,7 +155,7 @@ def test_what_is_opened_says_what_it_is(loras: Path):
     tensors = lora(**{"bundle_emb.cat.clip_l": torch.ones(2, 8), "x.gizmo": torch.ones(1)})
     del tensors["a.alpha"]
     save_file(tensors, loras / "cat.safetensors")
-    adapter, report = OpenAdapter.execute("cat.safetensors").result
+    (adapter,), (report,) = OpenAdapter.execute("cat.safetensors").result
     assert adapter is load_adapter("cat.safetensors")
     assert report.startswith("LoRA-LierLa, rank 4, in 1 layer.\nEmbeddings: cat.\n")
     assert "Tensors not understood: x.gizmo." in report
@@ -299,7 +300,7 @@ def test_what_cannot_be_done_is_refused_before_a_prompt_runs(loras: Path):
 
 
 def test_a_file_that_was_rewritten_is_opened_again(loras: Path):
-    assert OpenAdapter.fingerprint_inputs("cat.safetensors") == "None"
+    assert OpenAdapter.fingerprint_inputs("cat.safetensors") == "[None]"
     save_file(lora(), loras / "cat.safetensors")
     before = OpenAdapter.fingerprint_inputs("cat.safetensors")
     save_file(lora(**{"b.diff": torch.ones(2, 2)}), loras / "cat.safetensors")
@@ -458,21 +459,6 @@ def test_hashes_of_a_file_without_a_title_are_made_anew():
     assert made["modelspec.hash_sha256"] == f"0x{made['sshs_model_hash']}"
 
 
-def api_form(workflow: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
-    """Returns a stored workflow of a page as the page would send it."""
-    links = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
-    prompt: dict[str, Any] = {}
-    for stored in workflow["nodes"]:
-        sockets = {one["name"]: one["link"] for one in stored["inputs"]}
-        asked = definitions[stored["type"]]["input"]
-        names = [*asked.get("required", {}), *asked.get("optional", {})]
-        widgets = [name for name in names if name not in sockets]
-        values = dict(zip(widgets, stored["widgets_values"], strict=True))
-        linked = {name: links[link] for name, link in sockets.items() if link is not None}
-        prompt[str(stored["id"])] = node(stored["type"], **values, **linked)
-    return prompt
-
-
 def test_a_saved_file_draws_what_the_file_drew(pictures: Pictures):
     server = pictures.server
     folder = server.base_directory / "models" / "loras"
@@ -500,9 +486,7 @@ def test_a_saved_file_draws_what_the_file_drew(pictures: Pictures):
         server.run(outside)
 
     workflow = json.loads(example_workflow("open_and_save"))
-    kinds = {one["type"] for one in workflow["nodes"]}
-    definitions = {kind: server.object_info(kind) for kind in kinds}
-    history = server.run(api_form(workflow, definitions))
+    history = server.run(api_form(workflow, server))
     (report,) = history["outputs"]["3"]["text"]
     assert "float16: LoRA-C3Lier (LoCon)" in report
     (made,) = (folder / "saved").iterdir()

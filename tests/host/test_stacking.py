@@ -4,7 +4,6 @@ import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import comfy.model_management
@@ -21,6 +20,7 @@ from anyadapter.nodes.stacking import AdapterStack
 from base_directory import CHECKPOINT_NAME, cached_checkpoint
 from comfy_server import ComfyServer, PromptFailedError, PromptRejectedError
 from pictures import Pictures
+from without_page import without_page
 from workflows import Prompt, node, text_to_latent
 
 TOLERANCE = 1e-4
@@ -111,8 +111,7 @@ def test_the_order_of_rows_does_not_matter_to_any_layer(
 ):
     folder = str(pictures.server.base_directory / "models" / "loras")
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([folder], {".safetensors"}))
-    monkeypatch.setattr(stacking, "show_text", lambda *_: None)
-    monkeypatch.setattr(AdapterStack, "hidden", SimpleNamespace(unique_id="1"))
+    without_page(monkeypatch, stacking, AdapterStack)
     checkpoint = cached_checkpoint()
     model, clip, *_ = comfy.sd.load_checkpoint_guess_config(str(checkpoint), output_vae=False)
     first, *others = (
@@ -208,8 +207,7 @@ def test_a_stack_goes_out_with_what_came_in_and_what_is_on(pictures: Pictures):
 
 def test_the_stack_of_another_pack_is_read_as_it_is(monkeypatch: pytest.MonkeyPatch):
     """Lists for tuples, whole numbers, and empty places, as several packs send them."""
-    monkeypatch.setattr(stacking, "show_text", lambda *_: None)
-    monkeypatch.setattr(AdapterStack, "hidden", SimpleNamespace(unique_id="1"))
+    without_page(monkeypatch, stacking, AdapterStack)
     given = [["None", 1.0, 1.0], ("gone.safetensors", 0, 0)]
     _, _, out, words, _ = AdapterStack.execute("", lora_stack=given).result
     assert out == [("gone.safetensors", 0.0, 0.0)]

@@ -12,8 +12,10 @@ ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / ".host" / "cache"
 HOST_BASE = ROOT / ".host" / "base"
 CHECKPOINT_NAME = "small_sd15.safetensors"
+TUNED_NAME = "tuned_sd15.safetensors"
 EXAMPLE_NAMES = {
     "v1-5-pruned-emaonly-fp16.safetensors": CHECKPOINT_NAME,
+    "your_tuned_checkpoint.safetensors": TUNED_NAME,
     "your_adapter.safetensors": "locon.safetensors",
     "your_other_adapter.safetensors": "norm.safetensors",
 }
@@ -66,6 +68,15 @@ def cached_checkpoint() -> Path:
     if not path.exists():
         small_world.make_small_checkpoint(path)
     return path
+
+
+def make_tuned_checkpoint(path: Path) -> None:
+    """Puts the small checkpoint with a LoCon in its weights into a base directory."""
+    from made_adapters import bake
+
+    target = path / "models" / "checkpoints" / TUNED_NAME
+    if not target.exists():
+        bake("locon", cached_checkpoint(), target, strength_model=1.0, strength_clip=1.0)
 
 
 def cached_large_checkpoint() -> Path:

@@ -12,6 +12,7 @@ from base_directory import (
     make_base_directory,
     make_example_adapters,
     make_example_pictures,
+    make_tuned_checkpoint,
 )
 
 parser = argparse.ArgumentParser(description=__doc__)
@@ -22,6 +23,7 @@ print("Making the base directory ...", flush=True)
 make_base_directory(HOST_BASE)
 make_example_adapters(HOST_BASE)
 make_example_pictures(HOST_BASE)
+make_tuned_checkpoint(HOST_BASE)
 print(f"Starting ComfyUI; open http://127.0.0.1:{port} when it says so. Ctrl-C stops it.")
 start_comfyui.main(
     Path(os.environ["COMFYUI_PATH"]).resolve(),

@@ -1,6 +1,7 @@
 """Workflows in ComfyUI's API form, as plain dictionaries that a test may change."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ from safetensors.torch import load_file
 from comfy_server import ComfyServer
 
 Prompt = dict[str, Any]
+
+WIDGETS = {"BOOLEAN", "COMBO", "FLOAT", "INT", "STRING"}
+"""Types of inputs that have their values on the node."""
 
 ADDED_TO_LOAD: dict[str, Any] = {
     "scale": "as trained",
@@ -157,3 +161,29 @@ def read_latent(
 def node(class_type: str, **inputs: Any) -> dict[str, Any]:
     """Returns one node; an input is a value, or a link `[node id, output]`."""
     return {"class_type": class_type, "inputs": inputs}
+
+
+def api_form(workflow: Prompt, server: ComfyServer) -> Prompt:
+    """Returns a stored workflow of the page as the page would send it.
+
+    Widgets of which it has no value, since it is older than they are, are left out.
+    """
+    links = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
+    prompt: Prompt = {}
+    for stored in workflow["nodes"]:
+        groups = server.object_info(stored["type"])["input"]
+        asked = groups.get("required", {}) | groups.get("optional", {})
+        values = iter(stored.get("widgets_values") or [])
+        inputs: dict[str, Any] = {}
+        for name, (kind, *options) in asked.items():
+            if not (isinstance(kind, list) or kind in WIDGETS):
+                continue
+            with suppress(StopIteration):
+                inputs[name] = next(values)
+            if options and options[0].get("control_after_generate"):
+                next(values)
+        assert not [*values], f"{stored['type']} has more values than widgets"
+        linked = {one["name"]: one["link"] for one in stored["inputs"]}
+        inputs |= {name: links[link] for name, link in linked.items() if link is not None}
+        prompt[str(stored["id"])] = node(stored["type"], **inputs)
+    return prompt
