@@ -12,8 +12,14 @@ from ...algorithms.strength import Placed
 from .injections import AdapterBank, Loaded, remove_hooks
 from .layers import ORDINARY, is_quantised
 from .memory import KEY
-from .patches import AdapterPatch, Layout, add_patches
-from .stored import owner_of, split, stored
+from .patches import (
+    AdapterPatch,
+    Layout,
+    add_patches,
+    is_unpacked_by_its_layer,
+    patches_its_own_way,
+)
+from .stored import split, stored
 
 BY_CHANCE = (torch.float16, torch.bfloat16)
 """What the host rounds to the nearest. It rounds fp8 by chance itself: a second time gains nothing
@@ -142,8 +148,7 @@ def _packed(patcher: ModelPatcher, keys: Iterable[str]) -> tuple[str, ...]:
         UnsupportedLayerError: The host would take the packed bytes for the numbers.
     """
     packed = tuple(key for key in keys if _is_packed(patcher, key))
-    own_way = type(patcher).patch_weight_to_device is not ModelPatcher.patch_weight_to_device
-    if packed and not own_way:
+    if packed and not patches_its_own_way(patcher):
         raise UnsupportedLayerError(
             f"ComfyUI cannot patch the weights of {listed([split(key)[0] for key in packed], 3)}: they "
             "are packed in a way that it does not know. Load the model in an unquantised form, or "
@@ -156,7 +161,4 @@ def _is_packed(patcher: ModelPatcher, key: str) -> bool:
     held = stored(patcher, key)
     if is_quantised(held):
         return False
-    owner = owner_of(patcher, split(key)[0])
-    return type(held) not in ORDINARY or not (
-        held.is_floating_point() or hasattr(owner, f"set_{split(key)[1]}")
-    )
+    return type(held) not in ORDINARY or is_unpacked_by_its_layer(patcher, key)

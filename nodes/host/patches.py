@@ -17,7 +17,8 @@ from ...algorithms.binding import Bound, dry_run
 from ...algorithms.errors import UnsupportedLayerError, counted
 from ...algorithms.rounding import round_stochastically
 from ...algorithms.strength import Placed, merged_bias, merged_weight
-from .layers import is_packed, shapes_of
+from .layers import holds_codes, layer_of, shapes_of
+from .stored import owner_of, split, stored
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +134,7 @@ def add_patches(patcher: ModelPatcher, bound: Sequence[Bound], strength: float) 
             layouts[item.target.bias].append((placed, True))
         elif changes_bias:
             missing.append(item.target.bias)
-    packed = sorted(key for key in layouts if is_packed(patcher.model, key))
+    packed = sorted(key for key in layouts if _is_packed(patcher, key))
     if packed:
         raise UnsupportedLayerError(
             f"{counted(len(packed), 'weight')} of the model, such as {packed[0]}, are packed in a way "
@@ -146,6 +147,27 @@ def add_patches(patcher: ModelPatcher, bound: Sequence[Bound], strength: float) 
             f"ComfyUI does not take patches for {', '.join(sorted(refused))}. Use mode hook."
         )
     return missing
+
+
+def patches_its_own_way(patcher: ModelPatcher) -> bool:
+    """Whether another pack's patcher hands patches to layers, which unpack what they are for."""
+    return type(patcher).patch_weight_to_device is not ModelPatcher.patch_weight_to_device
+
+
+def is_unpacked_by_its_layer(patcher: ModelPatcher, key: str) -> bool:
+    """Whether what is kept for a parameter are no numbers to the host."""
+    path, name = split(key)
+    owner = owner_of(patcher, path)
+    return holds_codes(owner, stored(patcher, key)) and not hasattr(owner, f"set_{name}")
+
+
+def _is_packed(patcher: ModelPatcher, key: str) -> bool:
+    """Whether the host would change a parameter's bytes, or bytes of another shape than it has."""
+    path, name = split(key)
+    layer = layer_of(owner_of(patcher, path)) if name == "weight" else None
+    if layer is not None and tuple(stored(patcher, key).shape) != layer.weight_shape:
+        return True
+    return is_unpacked_by_its_layer(patcher, key) and not patches_its_own_way(patcher)
 
 
 def _joined(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...algorithms.errors import UnsupportedLayerError
 from .baking import bake
-from .layers import ORDINARY, apart, is_quantised, layer_of, ordinary
+from .layers import ORDINARY, apart, holds_codes, is_quantised, layer_of, ordinary
 from .patches import AdapterPatch
 from .stored import owner_of, split, stored
 
@@ -112,7 +112,7 @@ def _numbers(owner: Any, name: str, held: Tensor) -> Tensor | None:
     """Returns what a stored parameter means, as a new tensor; None where that is unknown."""
     if held.is_meta:  # missing in the file of the model: the host fills it with zeros
         return torch.zeros(held.shape)
-    if type(held) in ORDINARY and held.is_floating_point():
+    if type(held) in ORDINARY and not holds_codes(owner, held):
         numbers = held.detach().to(CPU, torch.float32, copy=True)
         convert = getattr(owner, f"convert_{name}", None)  # fp8 with a scale
         return numbers if convert is None else convert(numbers, inplace=False)
