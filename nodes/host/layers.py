@@ -13,10 +13,12 @@ from typing import Any
 
 import comfy.ops
 import torch
+from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 from ...algorithms.errors import UnsupportedLayerError
 from ...algorithms.layers import Layer
+from .stored import originals
 
 ORDINARY = (Tensor, nn.Parameter)
 """Of quantised weights there are classes of tensors of their own."""
@@ -110,13 +112,20 @@ def holds_codes(module: Any, held: Any) -> bool:
     return any("scale" in name and isinstance(kept[name], Tensor | float) for name in kept)
 
 
-def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Returns the shape of every parameter by its key, that of the layer where it is packed."""
-    shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-    for name, module in model.named_modules():
+def shapes_of(patcher: ModelPatcher) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of every parameter by its key, that of the layer where it is packed.
+
+    Patches do not count: one that is in place right now may have made its weight larger.
+    """
+    before = originals(patcher)
+    shapes = {
+        key: tuple(before.get(key, tensor).shape)
+        for key, tensor in patcher.model.state_dict().items()
+    }
+    for name, module in patcher.model.named_modules():
         for part in ("weight", "bias"):
-            tensor: Any = getattr(module, part, None)
             key = f"{name}.{part}"
+            tensor: Any = before.get(key, getattr(module, part, None))
             if key not in shapes or (type(tensor) in ORDINARY and tensor.is_floating_point()):
                 continue
             layer = _layer(module) if part == "weight" else None

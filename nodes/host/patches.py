@@ -122,7 +122,7 @@ def add_patches(patcher: ModelPatcher, bound: Sequence[Bound], strength: float) 
         UnsupportedLayerError: The host does not take a patch for a weight that it has named, or a
             weight is packed as bytes, which it would change as if they were numbers.
     """
-    shapes = shapes_of(patcher.model)
+    shapes = shapes_of(patcher)
     layouts: dict[str, list[tuple[Placed, bool]]] = defaultdict(list)
     missing: list[str] = []
     for item in bound:

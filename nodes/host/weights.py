@@ -40,9 +40,10 @@ class Weights:
     def shape(self, key: str) -> tuple[int, ...]:
         """Returns the shape of a parameter, before any patch: that of its layer if it is packed."""
         path, name = split(key)
-        owner = owner_of(self._patcher, path)
-        layer = layer_of(owner) if name == "weight" else None
-        return tuple(getattr(owner, name).shape) if layer is None else layer.weight_shape
+        layer = layer_of(owner_of(self._patcher, path)) if name == "weight" else None
+        held = stored(self._patcher, key)
+        is_packed = type(held) not in ORDINARY or not held.is_floating_point()
+        return layer.weight_shape if layer is not None and is_packed else tuple(held.shape)
 
     @torch.no_grad()
     def read(self, key: str) -> Tensor | None:

@@ -258,7 +258,7 @@ def test_what_another_node_patches_on_an_offloaded_layer_counts(quantised: Quant
 @QUANTISED
 def test_a_packed_weight_has_the_shape_of_its_layer(quantised: QuantisedCase) -> None:
     base = base_of(quantised)
-    shapes = shapes_of(base.patcher.model)
+    shapes = shapes_of(base.patcher)
     assert shapes["layer.weight"] == (OUTPUTS, INPUTS)
     assert shapes["layer.bias"] == (OUTPUTS,)
     assert can_hook(base.patcher, bound(dora()))
@@ -351,7 +351,7 @@ def test_codes_of_another_pack_are_not_taken_for_the_weight(
     assert layer.lend_weight is None
     with pytest.raises(UnsupportedLayerError, match="quantised in a way that is unknown here"):
         layer.weight(X)
-    with pytest.raises(UnsupportedLayerError, match="1 weight .* layer.weight, .*Use mode hook"):
+    with pytest.raises(UnsupportedLayerError, match=r"1 weight .* layer.weight, .*Use mode hook"):
         add_patches(base.clone(), [bound(dora())], STRENGTH)
     plain, hooked = dora().inner, base.clone()
     before = run(base, X)
