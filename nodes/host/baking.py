@@ -81,7 +81,7 @@ def bake(patcher: ModelPatcher, *, by_chance: bool = False) -> Baked:
         patched=before,
         layers=len({split(key)[0] for key, _ in after}),
         homeless_biases=tuple(dict.fromkeys(missing)),
-        grown=tuple(dict.fromkeys(key for key, item in after if _grows(patcher, key, item))),
+        grown=tuple(key for key, layout in _layouts(patcher) if layout.grown is not None),
         packed=packed,
         by_chance=rounded,
     )
@@ -109,13 +109,18 @@ def _require_fixed(loaded: Iterable[Loaded]) -> None:
             )
 
 
-def _patched(patcher: ModelPatcher) -> Iterator[tuple[str, Placed]]:
-    """Iterates over the adapters among the patches, with the parameters they are on."""
+def _layouts(patcher: ModelPatcher) -> Iterator[tuple[str, Layout]]:
+    """Iterates over the patches of the pack, one for each parameter, with the parameters."""
     for key, patches in patcher.patches.items():
         for patch in patches:
             if isinstance(patch[1], AdapterPatch):
-                layout: Layout = patch[1].loaded_keys
-                yield from ((key, item) for item in layout.placed)
+                yield key, patch[1].loaded_keys
+
+
+def _patched(patcher: ModelPatcher) -> Iterator[tuple[str, Placed]]:
+    """Iterates over the adapters among the patches, with the parameters they are on."""
+    for key, layout in _layouts(patcher):
+        yield from ((key, item) for item in layout.placed)
 
 
 def _round(patcher: ModelPatcher, *, by_chance: bool) -> int:
@@ -134,11 +139,6 @@ def _round(patcher: ModelPatcher, *, by_chance: bool) -> int:
                 patches[index] = (patch[0], value, *patch[2:])
                 patcher.patches_uuid = uuid4()  # by which the host knows that weights are others
     return count
-
-
-def _grows(patcher: ModelPatcher, key: str, item: Placed) -> bool:
-    shape = tuple(stored(patcher, key).shape)
-    return item.rows is None and item.adapter.grown(shape) != shape
 
 
 def _packed(patcher: ModelPatcher, keys: Iterable[str]) -> tuple[str, ...]:

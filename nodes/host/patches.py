@@ -30,6 +30,8 @@ class Layout:
     """Of each adapter: whether its change of the bias is meant, and not that of the weight."""
     rounded: torch.dtype | None = None
     """What the result is rounded to by chance; None leaves it to the host, to the nearest."""
+    grown: tuple[int, ...] | None = None
+    """The shape that the weight gets, where that is another than it has."""
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -59,6 +61,12 @@ class AdapterPatch(WeightAdapterBase):
     def __init__(self, loaded_keys: Layout, weights: Sequence[Tensor]) -> None:
         self.loaded_keys = loaded_keys
         self.weights = weights
+
+    def calculate_shape(self, key: str) -> tuple[int, ...] | None:
+        """Returns the shape that the parameter gets, for hosts that make room for it before."""
+        del key
+        layout: Layout = self.loaded_keys
+        return layout.grown
 
     def calculate_weight(
         self,
@@ -140,7 +148,7 @@ def add_patches(patcher: ModelPatcher, bound: Sequence[Bound], strength: float) 
             f"{counted(len(packed), 'weight')} of the model, such as {packed[0]}, are packed in a way "
             "that ComfyUI cannot patch. Use mode hook, or load the model in another form."
         )
-    patches = {key: _joined(patcher, key, changes) for key, changes in layouts.items()}
+    patches = {key: _joined(patcher, key, changes, shapes[key]) for key, changes in layouts.items()}
     refused = patches.keys() - set(patcher.add_patches(patches))
     if refused:
         raise UnsupportedLayerError(
@@ -171,9 +179,12 @@ def _is_packed(patcher: ModelPatcher, key: str) -> bool:
 
 
 def _joined(
-    patcher: ModelPatcher, key: str, changes: Sequence[tuple[Placed, bool]]
+    patcher: ModelPatcher,
+    key: str,
+    changes: Sequence[tuple[Placed, bool]],
+    shape: tuple[int, ...],
 ) -> AdapterPatch:
-    """Takes our earlier patch off `key` and returns one that holds both."""
+    """Takes our earlier patch off `key`, of a shape, and returns one that holds both."""
     earlier: list[Any] = []
     others: list[Any] = []
     for patch in patcher.patches.get(key, []):
@@ -183,5 +194,17 @@ def _joined(
     layouts: list[Layout] = [patch[1].loaded_keys for patch in earlier]
     before = [pair for old in layouts for pair in zip(old.placed, old.of_bias, strict=True)]
     placed, of_bias = zip(*before, *changes, strict=True)
-    layout = Layout(placed, of_bias, next((old.rounded for old in layouts if old.rounded), None))
+    rounded = next((old.rounded for old in layouts if old.rounded), None)
+    layout = Layout(placed, of_bias, rounded, _grown(placed, of_bias, shape))
     return AdapterPatch(layout, layout.tensors)
+
+
+def _grown(
+    placed: Iterable[Placed], of_bias: Iterable[bool], shape: tuple[int, ...]
+) -> tuple[int, ...] | None:
+    """Returns the shape that adapters make of another one; None where it stays."""
+    grown = shape
+    for item, is_bias in zip(placed, of_bias, strict=True):
+        if not is_bias and item.rows is None:
+            grown = tuple(map(max, grown, item.adapter.grown(shape)))
+    return None if grown == shape else grown

@@ -108,6 +108,26 @@ def test_a_weight_that_another_clone_has_made_larger_right_now_is_what_it_was(
     assert torch.equal(loaded(clone)["linear.weight"], merged)
 
 
+def test_the_shape_that_a_weight_gets_is_told(base: ModelPatcher) -> None:
+    # ComfyUI 0.28 asks before it loads: it computes weights of the same shape while the model runs.
+    def larger(inputs: int) -> Lora:
+        return Lora(torch.randn(8, 3), torch.randn(3, inputs), reshape=(8, inputs))
+
+    for adapters, shape in (
+        ([lora(8, 6)], None),
+        ([larger(9), lora(8, 6)], (8, 9)),
+        ([larger(9), larger(12)], (8, 12)),
+    ):
+        clone = base.clone()
+        for adapter in adapters:  # each by a node of its own
+            add_patches(clone, [bound("linear.weight", adapter)], 1.0)
+        (patch,) = clone.patches["linear.weight"]
+        assert patch[1].calculate_shape("linear.weight") == shape
+        told = getattr(comfy.lora, "calculate_shape", None)
+        if told is not None:
+            assert told([patch], base.model.linear.weight, "linear.weight") == (shape or (8, 6))
+
+
 def test_taking_patches_off_restores_every_bit() -> None:
     base = ModelPatcher(Model(torch.float16), CPU, CPU)
     before = loaded(base)
