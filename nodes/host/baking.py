@@ -127,8 +127,9 @@ def _round(patcher: ModelPatcher, *, by_chance: bool) -> int:
     """Says of every patch of the pack how it is rounded, and returns how many are by chance."""
     count = 0
     for key, patches in patcher.patches.items():
-        dtype = stored(patcher, key).dtype
-        rounded = dtype if by_chance and dtype in BY_CHANCE else None
+        held = stored(patcher, key)  # a quantised one gives the dtype in which it is computed with
+        is_wanted = by_chance and held.dtype in BY_CHANCE and not is_quantised(held)
+        rounded = held.dtype if is_wanted else None
         for index, patch in enumerate(patches):
             value = patch[1]
             if not isinstance(value, AdapterPatch):

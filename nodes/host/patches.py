@@ -29,7 +29,8 @@ class Layout:
     of_bias: tuple[bool, ...]
     """Of each adapter: whether its change of the bias is meant, and not that of the weight."""
     rounded: torch.dtype | None = None
-    """What the result is rounded to by chance; None leaves it to the host, to the nearest."""
+    """What the result is rounded to by chance, if the host does not go on in another dtype of two
+    bytes; None leaves it to the host, to the nearest."""
     grown: tuple[int, ...] | None = None
     """The shape that the weight gets, where that is another than it has."""
 
@@ -82,7 +83,9 @@ class AdapterPatch(WeightAdapterBase):
         """Returns the patched parameter; the host's parameters of its slices are not used.
 
         What is rounded by chance comes back in numbers that the weight can hold: the host's own
-        rounding at the end finds nothing to round.
+        rounding at the end finds nothing to round. While a model runs, the host may compute in
+        another dtype of two bytes than it keeps and saves the weight in: then that is what is left of
+        the result, and is rounded to. What it saves, it asks for in float32.
 
         Raises:
             ShapeError: An adapter does not fit, which stops the run: the unpatched weight is
@@ -94,8 +97,8 @@ class AdapterPatch(WeightAdapterBase):
             return self._merged(weight, strength)
         merged = self._merged(widened(weight), strength)
         generator = torch.Generator(weight.device).manual_seed(crc32(key.encode()))
-        # The dtype in which the host goes on: no narrower than what it stores, of which this is.
-        return round_stochastically(merged, layout.rounded, generator).to(intermediate_dtype)
+        rounded = intermediate_dtype if intermediate_dtype.itemsize == 2 else layout.rounded
+        return round_stochastically(merged, rounded, generator).to(intermediate_dtype)
 
     def _merged(self, weight: Tensor, strength: float) -> Tensor:
         """Returns the patched parameter in the dtype of `weight`."""

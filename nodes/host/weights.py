@@ -1,6 +1,7 @@
 """The weights of a MODEL or CLIP as the host uses them, read one at a time."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -86,8 +87,12 @@ class Weights:
 
     def _patches(self, key: str) -> Iterator[Any]:
         for patch in self._patcher.patches.get(key, []):
-            if self._with_adapters or not isinstance(patch[1], AdapterPatch):
+            value = patch[1]
+            if not isinstance(value, AdapterPatch):
                 yield patch
+            elif self._with_adapters:
+                layout = replace(value.loaded_keys, rounded=None)
+                yield (patch[0], AdapterPatch(layout, value.weights), *patch[2:])
 
 
 def read_weights(part: Any, *, with_adapters: bool = False) -> Weights:
