@@ -104,7 +104,7 @@ def test_names_are_used_as_they_are_written(name: str, expected: str):
         ("a\tb", "on Windows"),
         ("styles/aux", "aux is a device on Windows"),
         ("COM1.v2", "is a device on Windows"),
-        ("x" * 121, "more than 120 characters"),
+        ("x" * 201, "longer than 200 bytes"),
     ],
 )
 def test_names_that_lead_away_or_are_none_somewhere_are_refused(name: str, why: str):
