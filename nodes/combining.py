@@ -136,7 +136,7 @@ class CombineAdapters(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, adapters: Sequence[str | None] = (), **_: Any) -> str:
         """Returns what changes when a file or a preset does, so that it is taken up."""
-        return state_of([row for text in adapters for row in own_rows(text or "")])
+        return str([state_of(text) for text in adapters])
 
     @classmethod
     def execute(
