@@ -261,5 +261,8 @@ def _said(row: Row) -> str:
 def _report(inputs: Sequence[Input], made: Combined, placings: Sequence[Placing]) -> str:
     """Returns what the user is told."""
     notes = [note for placing in placings for note in placing.notes]
-    lines = [*(one.said for one in inputs), "", made.accuracy.sentence(), *made.notes, *notes]
-    return "\n".join(dict.fromkeys(lines))
+    said = [one.said for one in inputs]
+    if len({*said}) < len(said):  # a file twice, or adapters of one name from other nodes
+        said = [f"{number}. {line}" for number, line in enumerate(said, 1)]
+    told = dict.fromkeys([made.accuracy.sentence(), *made.notes, *notes])
+    return "\n".join([*said, "", *told])
