@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from comfy_api.latest import io
-from torch import Tensor
 
 from ..algorithms.adapters import Adapter
 from ..algorithms.editing.accuracy import Accuracy
@@ -296,7 +295,7 @@ def _of_layer(
     return extracted(*weights, wish, layer.name, *biases, unlike=unlike)
 
 
-def _both(pair: _Pair, key: str) -> tuple[Tensor, Tensor] | str:
+def _both(pair: _Pair, key: str) -> tuple[Any, Any] | str:
     """Returns what a parameter is in the base and in the tuned model, or why it is left out."""
     base, tuned = pair.base.read(key), pair.tuned.read(key)
     if base is None or tuned is None:

@@ -125,7 +125,8 @@ def shapes_of(patcher: ModelPatcher) -> dict[str, tuple[int, ...]]:
     for name, module in patcher.model.named_modules():
         for part in ("weight", "bias"):
             key = f"{name}.{part}"
-            tensor: Any = before.get(key, getattr(module, part, None))
+            current: Any = getattr(module, part, None)
+            tensor = before.get(key, current)
             if key not in shapes or (type(tensor) in ORDINARY and tensor.is_floating_point()):
                 continue
             layer = _layer(module) if part == "weight" else None
