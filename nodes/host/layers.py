@@ -117,7 +117,7 @@ def shapes_of(patcher: ModelPatcher) -> dict[str, tuple[int, ...]]:
 
     Patches do not count: one that is in place right now may have made its weight larger.
     """
-    before = originals(patcher)
+    before: dict[str, Any] = originals(patcher)
     shapes = {
         key: tuple(before.get(key, tensor).shape)
         for key, tensor in patcher.model.state_dict().items()
@@ -125,8 +125,7 @@ def shapes_of(patcher: ModelPatcher) -> dict[str, tuple[int, ...]]:
     for name, module in patcher.model.named_modules():
         for part in ("weight", "bias"):
             key = f"{name}.{part}"
-            current: Any = getattr(module, part, None)
-            tensor = before.get(key, current)
+            tensor: Any = before.get(key, getattr(module, part, None))
             if key not in shapes or (type(tensor) in ORDINARY and tensor.is_floating_point()):
                 continue
             layer = _layer(module) if part == "weight" else None
