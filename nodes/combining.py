@@ -136,7 +136,7 @@ class CombineAdapters(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, adapters: Sequence[str | None] = (), **_: Any) -> str:
         """Returns what changes when a file or a preset does, so that it is taken up."""
-        return state_of([row for text in adapters for row in own_rows(text or "")])
+        return str([state_of(text) for text in adapters])
 
     @classmethod
     def execute(
@@ -261,5 +261,8 @@ def _said(row: Row) -> str:
 def _report(inputs: Sequence[Input], made: Combined, placings: Sequence[Placing]) -> str:
     """Returns what the user is told."""
     notes = [note for placing in placings for note in placing.notes]
-    lines = [*(one.said for one in inputs), "", made.accuracy.sentence(), *made.notes, *notes]
-    return "\n".join(dict.fromkeys(lines))
+    said = [one.said for one in inputs]
+    if len({*said}) < len(said):  # a file twice, or adapters of one name from other nodes
+        said = [f"{number}. {line}" for number, line in enumerate(said, 1)]
+    told = dict.fromkeys([made.accuracy.sentence(), *made.notes, *notes])
+    return "\n".join([*said, "", *told])

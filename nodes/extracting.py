@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -210,7 +211,9 @@ def extract(wish: Extraction, models: tuple[Any, Any], clips: tuple[Any, Any]) -
     pairs = [_pair(part, *sides[part], key_map) for part, key_map in key_maps.items()]
     adapters: dict[str, tuple[Adapter, ...]] = {}
     accuracy = Accuracy()
-    notes = [note for pair in pairs for note in _strangers(pair)]
+    pairings = [pair.pairing for pair in pairs]
+    step = LayersBar(sum(len(one.nameless) + len(one.shared) for one in pairings))
+    notes = [note for pair in pairs for note in _strangers(pair, step)]
     notes += [
         f"Adapters hang on the {which} {part} by hooks, which its weights do not show: they do not "
         "count. Bake into Model makes weights of them."
@@ -218,23 +221,19 @@ def extract(wish: Extraction, models: tuple[Any, Any], clips: tuple[Any, Any]) -
         for which, one in zip(("tuned", "base"), connected, strict=True)
         if one is not None and is_hooked(getattr(one, "patcher", one))
     ]
-    step = LayersBar(sum(len(pair.pairing.shared) for pair in pairs))
     for pair in pairs:
-        unreadable: list[str] = []
+        left_out: dict[str, list[str]] = defaultdict(list)
         for layer in pair.pairing.shared:
             step()
-            made = _of_layer(pair, layer, wish)
-            if made is None:
-                unreadable.append(layer.name)
-            elif made.norm:
+            made = _of_layer(pair, layer, wish, left_out)
+            if made is not None and made.norm:
                 accuracy.add(layer.name, made.norm, made.error)
                 if made.adapters:
                     adapters[layer.name] = made.adapters
-        if unreadable:
-            notes.append(
-                f"Left out of the {pair.part}, as the numbers of these layers cannot be had (they are "
-                f"quantised in a way that is unknown here): {listed(unreadable)}."
-            )
+        notes += [
+            f"Left out of the {pair.part}, as {why}: {listed(names)}."
+            for why, names in left_out.items()
+        ]
     if not adapters:
         raise EditingError(" ".join(["There is no difference to make an adapter of.", *notes]))
     every = [one for several in adapters.values() for one in several]
@@ -267,29 +266,57 @@ def _pair(part: str, tuned: Any, base: Any, key_map: KeyMap) -> _Pair:
     return _Pair(part, there, here, pairing)
 
 
-def _of_layer(pair: _Pair, layer: Shared, wish: Extraction) -> Extracted | None:
-    """Returns what a layer becomes; None where its numbers cannot be had."""
-    base, tuned = pair.base.read(layer.key), pair.tuned.read(layer.key)
-    if base is None or tuned is None:
+def _of_layer(
+    pair: _Pair, layer: Shared, wish: Extraction, left_out: Mapping[str, list[str]]
+) -> Extracted | None:
+    """Returns what a layer becomes; None where its numbers cannot be compared.
+
+    Args:
+        pair: The models.
+        layer: Of both.
+        wish: What is made.
+        left_out: Why -> what is left out: this layer or its bias are added to it.
+    """
+    weights = _both(pair, layer.key)
+    if isinstance(weights, str):
+        left_out[weights].append(layer.name)
         return None
     dtypes = {side.stored_dtype(layer.key) for side in (pair.base, pair.tuned)}
     unlike = len(dtypes) == 2 and None not in dtypes
     if not layer.is_weight:
-        return extracted_parameter(base, tuned, wish, layer.name, unlike=unlike)
+        return extracted_parameter(*weights, wish, layer.name, unlike=unlike)
     biases = (None, None)
-    if layer.bias is not None:
-        biases = (pair.base.read(layer.bias), pair.tuned.read(layer.bias))
-    return extracted(base, tuned, wish, layer.name, *biases, unlike=unlike)
+    if layer.bias is not None and wish.norms_and_biases:
+        found = _both(pair, layer.bias)
+        if isinstance(found, str):
+            left_out[found].append(f"the bias of {layer.name}")
+        else:
+            biases = found
+    return extracted(*weights, wish, layer.name, *biases, unlike=unlike)
 
 
-def _strangers(pair: _Pair) -> Iterator[str]:
-    """Says what of two models cannot be compared, or not be kept."""
+def _both(pair: _Pair, key: str) -> tuple[Any, Any] | str:
+    """Returns what a parameter is in the base and in the tuned model, or why it is left out."""
+    base, tuned = pair.base.read(key), pair.tuned.read(key)
+    if base is None or tuned is None:
+        return "numbers cannot be had (they are quantised in a way that is unknown here)"
+    if any(tuple(one.shape) != pair.base.shape(key) for one in (base, tuned)):
+        return "a patch makes weights larger (that of a control LoRA for example)"
+    return base, tuned
+
+
+def _strangers(pair: _Pair, step: Callable[[], None]) -> Iterator[str]:
+    """Says what of two models cannot be compared, or not be kept; `step` goes before each look."""
     pairing = pair.pairing
     if pairing.alone:
         yield f"Only one of both {pair.part}s has {listed(pairing.alone, 3)}: left out."
     if pairing.misfits:
         yield f"The shapes differ, so that these are left out: {listed(pairing.misfits, 3)}."
-    lost = [key for key in pairing.nameless if _differ(pair, key)]
+    lost: list[str] = []
+    for key in pairing.nameless:
+        step()
+        if _differ(pair, key):
+            lost.append(key)
     if lost:
         yield f"Differs, but no adapter can hold it: {listed(lost, 3)}."
 

@@ -163,8 +163,8 @@ class LoadAdapter(io.ComfyNode):
         if strength_model == 0 and strength_clip == 0:
             return ""
         if trained is not UNCONNECTED:
-            return str(own_texts(blocks or ""))
-        return str((adapter_state(adapter), *own_texts(blocks or "")))
+            return str(own_texts(blocks))
+        return str((adapter_state(adapter), *own_texts(blocks)))
 
     @classmethod
     def execute(

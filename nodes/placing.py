@@ -94,12 +94,14 @@ def placed(
 
 def _order(adapters: Sequence[Adapter], item: Bound) -> int:
     """Returns which adapter of its module an item is: binding may have settled the axis of a DoRA."""
-    both = (Dora, type(item.adapter))
+    itself = _without_magnitudes(item.adapter)
     return next(
-        number
-        for number, adapter in enumerate(adapters)
-        if adapter is item.adapter or both == (type(adapter), Dora)
+        number for number, adapter in enumerate(adapters) if _without_magnitudes(adapter) is itself
     )
+
+
+def _without_magnitudes(adapter: Adapter) -> Adapter:
+    return adapter.inner if isinstance(adapter, Dora) else adapter
 
 
 def _bindings(

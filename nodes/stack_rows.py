@@ -46,9 +46,19 @@ def require_weights(rows: Sequence[Row]) -> None:
                 BlockWeights.parse(row.blocks, preset_text)
 
 
-def state_of(rows: Sequence[Row]) -> str:
-    """Returns what changes when a file or a preset does."""
-    read = [row for row in rows if row.is_read]
+def state_of(text: str | None) -> str:
+    """Returns what changes when a file or a preset of a text does.
+
+    Args:
+        text: None where it comes from another node, and is known only when that has run: then every
+            file and preset counts.
+
+    Raises:
+        AdapterError: A line is no row, or its file is needed and cannot be found.
+    """
+    if text is None:
+        return str((adapter_state(None), *own_texts(None)))
+    read = [row for row in own_rows(text) if row.is_read]
     return str([(adapter_state(row.adapter), *own_texts(row.blocks)) for row in read])
 
 

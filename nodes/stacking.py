@@ -94,9 +94,14 @@ class AdapterStack(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, adapters: str | None, **_: Any) -> str:
-        """Returns what changes when a file or a preset does, so that it is taken up."""
-        return state_of(own_rows(adapters or ""))
+    def fingerprint_inputs(cls, adapters: str | None, lora_stack: Any = (), **_: Any) -> str:
+        """Returns what changes when a file or a preset does, so that it is taken up.
+
+        Args:
+            adapters: None where it comes from another node, and is known only when that has run.
+            lora_stack: None where one is connected: nobody knows yet which files it names.
+        """
+        return state_of(None if lora_stack is None else adapters)
 
     @classmethod
     def execute(

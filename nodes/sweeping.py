@@ -110,7 +110,7 @@ class BlockSweep(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, adapter: str | None, base: str | None, **_: Any) -> str:
         """Returns what changes when the file or a preset in `base` does."""
-        return str((adapter_state(adapter), *own_texts(base or "")))
+        return str((adapter_state(adapter), *own_texts(base)))
 
     @classmethod
     def execute(

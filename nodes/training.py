@@ -337,9 +337,14 @@ class TrainAdapter(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, output_name: str, resume: str = NEW, **_: Any) -> str:
+    def fingerprint_inputs(
+        cls, output_name: str | None, resume: str | None = NEW, **_: Any
+    ) -> str | float:
         """Returns what changes when there is a newer state to go on from."""
-        return str(state_time(output_name)) if resume == RESUME and output_name else ""
+        if resume != RESUME:
+            return ""
+        # A name that another node gives is not known yet.
+        return float("nan") if output_name is None else str(state_time(output_name))
 
     @classmethod
     def execute(

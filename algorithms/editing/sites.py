@@ -67,7 +67,8 @@ class Sited:
         """Returns the base weight in float32.
 
         Raises:
-            EditingError: There is no model, or it does not tell the numbers of this weight.
+            EditingError: There is no model, or it does not tell the numbers of this weight, or a patch
+                makes it larger.
         """
         weight = self.read()[0] if self.read is not None else None
         if weight is None:
@@ -79,5 +80,11 @@ class Sited:
             )
             raise EditingError(
                 f"What {self.adapter.name} changes in {self.module} depends on the weight there: {why}."
+            )
+        if self.shape is not None and tuple(weight.shape) != self.shape:
+            raise EditingError(
+                f"What {self.adapter.name} changes in {self.module} depends on the weight there, and a "
+                f"patch makes that larger: {list(weight.shape)} instead of {list(self.shape)}. Connect "
+                "the model as it is before the node with that patch."
             )
         return weight

@@ -12,8 +12,14 @@ from ...algorithms.strength import Placed
 from .injections import AdapterBank, Loaded, remove_hooks
 from .layers import ORDINARY, is_quantised
 from .memory import KEY
-from .patches import AdapterPatch, Layout, add_patches
-from .stored import owner_of, split, stored
+from .patches import (
+    AdapterPatch,
+    Layout,
+    add_patches,
+    is_unpacked_by_its_layer,
+    patches_its_own_way,
+)
+from .stored import split, stored
 
 BY_CHANCE = (torch.float16, torch.bfloat16)
 """What the host rounds to the nearest. It rounds fp8 by chance itself: a second time gains nothing
@@ -75,7 +81,7 @@ def bake(patcher: ModelPatcher, *, by_chance: bool = False) -> Baked:
         patched=before,
         layers=len({split(key)[0] for key, _ in after}),
         homeless_biases=tuple(dict.fromkeys(missing)),
-        grown=tuple(dict.fromkeys(key for key, item in after if _grows(patcher, key, item))),
+        grown=tuple(key for key, layout in _layouts(patcher) if layout.grown is not None),
         packed=packed,
         by_chance=rounded,
     )
@@ -103,21 +109,27 @@ def _require_fixed(loaded: Iterable[Loaded]) -> None:
             )
 
 
-def _patched(patcher: ModelPatcher) -> Iterator[tuple[str, Placed]]:
-    """Iterates over the adapters among the patches, with the parameters they are on."""
+def _layouts(patcher: ModelPatcher) -> Iterator[tuple[str, Layout]]:
+    """Iterates over the patches of the pack, one for each parameter, with the parameters."""
     for key, patches in patcher.patches.items():
         for patch in patches:
             if isinstance(patch[1], AdapterPatch):
-                layout: Layout = patch[1].loaded_keys
-                yield from ((key, item) for item in layout.placed)
+                yield key, patch[1].loaded_keys
+
+
+def _patched(patcher: ModelPatcher) -> Iterator[tuple[str, Placed]]:
+    """Iterates over the adapters among the patches, with the parameters they are on."""
+    for key, layout in _layouts(patcher):
+        yield from ((key, item) for item in layout.placed)
 
 
 def _round(patcher: ModelPatcher, *, by_chance: bool) -> int:
     """Says of every patch of the pack how it is rounded, and returns how many are by chance."""
     count = 0
     for key, patches in patcher.patches.items():
-        dtype = stored(patcher, key).dtype
-        rounded = dtype if by_chance and dtype in BY_CHANCE else None
+        held = stored(patcher, key)  # a quantised one gives the dtype in which it is computed with
+        is_wanted = by_chance and held.dtype in BY_CHANCE and not is_quantised(held)
+        rounded = held.dtype if is_wanted else None
         for index, patch in enumerate(patches):
             value = patch[1]
             if not isinstance(value, AdapterPatch):
@@ -130,11 +142,6 @@ def _round(patcher: ModelPatcher, *, by_chance: bool) -> int:
     return count
 
 
-def _grows(patcher: ModelPatcher, key: str, item: Placed) -> bool:
-    shape = tuple(stored(patcher, key).shape)
-    return item.rows is None and item.adapter.grown(shape) != shape
-
-
 def _packed(patcher: ModelPatcher, keys: Iterable[str]) -> tuple[str, ...]:
     """Returns the weights that only their layer can unpack.
 
@@ -142,8 +149,7 @@ def _packed(patcher: ModelPatcher, keys: Iterable[str]) -> tuple[str, ...]:
         UnsupportedLayerError: The host would take the packed bytes for the numbers.
     """
     packed = tuple(key for key in keys if _is_packed(patcher, key))
-    own_way = type(patcher).patch_weight_to_device is not ModelPatcher.patch_weight_to_device
-    if packed and not own_way:
+    if packed and not patches_its_own_way(patcher):
         raise UnsupportedLayerError(
             f"ComfyUI cannot patch the weights of {listed([split(key)[0] for key in packed], 3)}: they "
             "are packed in a way that it does not know. Load the model in an unquantised form, or "
@@ -156,7 +162,4 @@ def _is_packed(patcher: ModelPatcher, key: str) -> bool:
     held = stored(patcher, key)
     if is_quantised(held):
         return False
-    owner = owner_of(patcher, split(key)[0])
-    return type(held) not in ORDINARY or not (
-        held.is_floating_point() or hasattr(owner, f"set_{split(key)[1]}")
-    )
+    return type(held) not in ORDINARY or is_unpacked_by_its_layer(patcher, key)

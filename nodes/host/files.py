@@ -79,9 +79,15 @@ def load_adapter(
 
 
 def adapter_state(name: str | None) -> State | None:
-    """Returns size and time of a file, or None if it is gone or not known yet."""
+    """Returns what changes when a file does, or None if it is gone.
+
+    Args:
+        name: None where it comes from another node, and is known only when that has run: then what
+            changes when any file of the LoRA folders does.
+    """
     if name is None:
-        return None
+        every = adapter_names()
+        return (hash((*every, *map(adapter_state, every))),)
     try:
         return file_state(adapter_path(name))
     except FileError:

@@ -27,31 +27,31 @@ _known: WeakKeyDictionary[nn.Module, KeyMap] = WeakKeyDictionary()
 
 def diffusion_model_key_map(model: ModelPatcher) -> KeyMap:
     """Returns which module names mean which weights of a diffusion model."""
-    return _once(model.model, _of_diffusion_model)
+    return _once(model, _of_diffusion_model)
 
 
 def text_encoder_key_map(clip: CLIP) -> KeyMap:
     """Returns which module names mean which weights of the text encoders."""
-    return _once(clip.cond_stage_model, _of_text_encoders)
+    return _once(clip.patcher, _of_text_encoders)
 
 
-def _once(module: nn.Module, build: Callable[[nn.Module], KeyMap]) -> KeyMap:
-    key_map = _known.get(module)
+def _once(patcher: ModelPatcher, build: Callable[[ModelPatcher], KeyMap]) -> KeyMap:
+    key_map = _known.get(patcher.model)
     if key_map is None:
-        key_map = _known[module] = build(module)
+        key_map = _known[patcher.model] = build(patcher)
     return key_map
 
 
-def _of_diffusion_model(module: nn.Module) -> KeyMap:
-    shapes = shapes_of(module)
-    pairs = tuple(_pairs(comfy.lora.model_lora_keys_unet(module, {}), shapes))
+def _of_diffusion_model(patcher: ModelPatcher) -> KeyMap:
+    shapes = shapes_of(patcher)
+    pairs = tuple(_pairs(comfy.lora.model_lora_keys_unet(patcher.model, {}), shapes))
     part = diffusion_model_part(shapes, pairs, detect(sizes_of(shapes)))
     return KeyMap(pairs, shapes, [part])
 
 
-def _of_text_encoders(module: nn.Module) -> KeyMap:
-    shapes = shapes_of(module)
-    pairs = _pairs(comfy.lora.model_lora_keys_clip(module, {}), shapes)
+def _of_text_encoders(patcher: ModelPatcher) -> KeyMap:
+    shapes = shapes_of(patcher)
+    pairs = _pairs(comfy.lora.model_lora_keys_clip(patcher.model, {}), shapes)
     return KeyMap(pairs, shapes, text_encoder_parts(shapes))
 
 

@@ -13,10 +13,12 @@ from typing import Any
 
 import comfy.ops
 import torch
+from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 from ...algorithms.errors import UnsupportedLayerError
 from ...algorithms.layers import Layer
+from .stored import originals
 
 ORDINARY = (Tensor, nn.Parameter)
 """Of quantised weights there are classes of tensors of their own."""
@@ -90,29 +92,45 @@ def _only_applies_its_weight(module: Any) -> bool:
     Those that multiply in fp8, which is quicker, have a `scale_weight` even where it is None.
     """
     does_more = hasattr(module, "convert_weight") or hasattr(module, "scale_weight")
-    return is_of_torch_or_host(module) and not does_more
+    return is_of_torch_or_host(module) and not does_more and not holds_codes(module, module.weight)
 
 
-def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Returns the shape of every parameter by its key, that of the layer where it is packed."""
-    shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-    for name, module in model.named_modules():
+def holds_codes(module: Any, held: Any) -> bool:
+    """Whether a parameter is kept as numbers that only the code of its layer makes others of.
+
+    Other packs keep int8 or fp8 in an ordinary tensor of the right shape, and beside it a scale that
+    they apply in a `forward` of their own. Its name is all that tells of it.
+    """
+    if type(held) not in ORDINARY:
+        return False
+    if not held.is_floating_point():
+        return True
+    if held.dtype.itemsize > 1 or hasattr(module, "convert_weight"):
+        return False
+    kept = vars(module)
+    kept = {**kept, **kept.get("_parameters", {}), **kept.get("_buffers", {})}
+    return any("scale" in name and isinstance(kept[name], Tensor | float) for name in kept)
+
+
+def shapes_of(patcher: ModelPatcher) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of every parameter by its key, that of the layer where it is packed.
+
+    Patches do not count: one that is in place right now may have made its weight larger.
+    """
+    before: dict[str, Any] = originals(patcher)
+    shapes = {
+        key: tuple(before.get(key, tensor).shape)
+        for key, tensor in patcher.model.state_dict().items()
+    }
+    for name, module in patcher.model.named_modules():
         for part in ("weight", "bias"):
-            tensor: Any = getattr(module, part, None)
             key = f"{name}.{part}"
+            tensor: Any = before.get(key, getattr(module, part, None))
             if key not in shapes or (type(tensor) in ORDINARY and tensor.is_floating_point()):
                 continue
             layer = _layer(module) if part == "weight" else None
             shapes[key] = tuple(tensor.shape) if layer is None else layer.weight_shape
     return shapes
-
-
-def is_packed(model: nn.Module, key: str) -> bool:
-    """Whether a weight is kept in another shape than it has, and does not say so itself."""
-    name, _, part = key.rpartition(".")
-    module: Any = model.get_submodule(name)
-    layer = _layer(module) if part == "weight" and hasattr(module, "weight") else None
-    return layer is not None and tuple(module.weight.shape) != layer.weight_shape
 
 
 @contextmanager
@@ -138,18 +156,25 @@ def _weight(module: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
     Raises:
         UnsupportedLayerError: What the module gives are not the numbers of its weight.
     """
+    layer = _layer(module)
+    assert layer is not None, "whoever asks for the weight has the layer"
+    known = hasattr(module, "cast_bias_weight") or _four_bit_state(module) is not None
+    if not known and holds_codes(module, module.weight):
+        raise _unknown(module.weight, layer)
     weight = _numbers(module, device, dtype)
     if hasattr(module, "convert_weight"):  # fp8 with a scale, which only `forward` applies
         weight = module.convert_weight(weight)
-    layer = _layer(module)
-    assert layer is not None, "whoever asks for the weight has the layer"
     if tuple(weight.shape) != layer.weight_shape or not weight.is_floating_point():
-        raise UnsupportedLayerError(
-            f"A layer gives its weight as {list(weight.shape)} of {weight.dtype}, and is "
-            f"{list(layer.weight_shape)}: it is quantised in a way that is unknown here, and this "
-            "method needs its numbers. Load the model in an unquantised form."
-        )
+        raise _unknown(weight, layer)
     return weight.detach().to(device, dtype)
+
+
+def _unknown(weight: Tensor, layer: Layer) -> UnsupportedLayerError:
+    return UnsupportedLayerError(
+        f"A layer keeps its weight as {list(weight.shape)} of {weight.dtype}, and is "
+        f"{list(layer.weight_shape)}: it is quantised in a way that is unknown here, and this "
+        "method needs its numbers. Load the model in an unquantised form."
+    )
 
 
 def _numbers(module: Any, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -17,7 +17,8 @@ from ...algorithms.binding import Bound, dry_run
 from ...algorithms.errors import UnsupportedLayerError, counted
 from ...algorithms.rounding import round_stochastically
 from ...algorithms.strength import Placed, merged_bias, merged_weight
-from .layers import is_packed, shapes_of
+from .layers import holds_codes, layer_of, shapes_of
+from .stored import owner_of, split, stored
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +29,10 @@ class Layout:
     of_bias: tuple[bool, ...]
     """Of each adapter: whether its change of the bias is meant, and not that of the weight."""
     rounded: torch.dtype | None = None
-    """What the result is rounded to by chance; None leaves it to the host, to the nearest."""
+    """What the result is rounded to by chance, if the host does not go on in another dtype of two
+    bytes; None leaves it to the host, to the nearest."""
+    grown: tuple[int, ...] | None = None
+    """The shape that the weight gets, where that is another than it has."""
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -59,6 +63,12 @@ class AdapterPatch(WeightAdapterBase):
         self.loaded_keys = loaded_keys
         self.weights = weights
 
+    def calculate_shape(self, key: str) -> tuple[int, ...] | None:
+        """Returns the shape that the parameter gets, for hosts that make room for it before."""
+        del key
+        layout: Layout = self.loaded_keys
+        return layout.grown
+
     def calculate_weight(
         self,
         weight: Tensor,
@@ -73,7 +83,9 @@ class AdapterPatch(WeightAdapterBase):
         """Returns the patched parameter; the host's parameters of its slices are not used.
 
         What is rounded by chance comes back in numbers that the weight can hold: the host's own
-        rounding at the end finds nothing to round.
+        rounding at the end finds nothing to round. While a model runs, the host may compute in
+        another dtype of two bytes than it keeps and saves the weight in: then that is what is left of
+        the result, and is rounded to. What it saves, it asks for in float32.
 
         Raises:
             ShapeError: An adapter does not fit, which stops the run: the unpatched weight is
@@ -85,8 +97,8 @@ class AdapterPatch(WeightAdapterBase):
             return self._merged(weight, strength)
         merged = self._merged(widened(weight), strength)
         generator = torch.Generator(weight.device).manual_seed(crc32(key.encode()))
-        # The dtype in which the host goes on: no narrower than what it stores, of which this is.
-        return round_stochastically(merged, layout.rounded, generator).to(intermediate_dtype)
+        rounded = intermediate_dtype if intermediate_dtype.itemsize == 2 else layout.rounded
+        return round_stochastically(merged, rounded, generator).to(intermediate_dtype)
 
     def _merged(self, weight: Tensor, strength: float) -> Tensor:
         """Returns the patched parameter in the dtype of `weight`."""
@@ -121,7 +133,7 @@ def add_patches(patcher: ModelPatcher, bound: Sequence[Bound], strength: float) 
         UnsupportedLayerError: The host does not take a patch for a weight that it has named, or a
             weight is packed as bytes, which it would change as if they were numbers.
     """
-    shapes = shapes_of(patcher.model)
+    shapes = shapes_of(patcher)
     layouts: dict[str, list[tuple[Placed, bool]]] = defaultdict(list)
     missing: list[str] = []
     for item in bound:
@@ -133,13 +145,13 @@ def add_patches(patcher: ModelPatcher, bound: Sequence[Bound], strength: float) 
             layouts[item.target.bias].append((placed, True))
         elif changes_bias:
             missing.append(item.target.bias)
-    packed = sorted(key for key in layouts if is_packed(patcher.model, key))
+    packed = sorted(key for key in layouts if _is_packed(patcher, key))
     if packed:
         raise UnsupportedLayerError(
             f"{counted(len(packed), 'weight')} of the model, such as {packed[0]}, are packed in a way "
             "that ComfyUI cannot patch. Use mode hook, or load the model in another form."
         )
-    patches = {key: _joined(patcher, key, changes) for key, changes in layouts.items()}
+    patches = {key: _joined(patcher, key, changes, shapes[key]) for key, changes in layouts.items()}
     refused = patches.keys() - set(patcher.add_patches(patches))
     if refused:
         raise UnsupportedLayerError(
@@ -148,10 +160,34 @@ def add_patches(patcher: ModelPatcher, bound: Sequence[Bound], strength: float) 
     return missing
 
 
+def patches_its_own_way(patcher: ModelPatcher) -> bool:
+    """Whether another pack's patcher hands patches to layers, which unpack what they are for."""
+    return type(patcher).patch_weight_to_device is not ModelPatcher.patch_weight_to_device
+
+
+def is_unpacked_by_its_layer(patcher: ModelPatcher, key: str) -> bool:
+    """Whether what is kept for a parameter are no numbers to the host."""
+    path, name = split(key)
+    owner = owner_of(patcher, path)
+    return holds_codes(owner, stored(patcher, key)) and not hasattr(owner, f"set_{name}")
+
+
+def _is_packed(patcher: ModelPatcher, key: str) -> bool:
+    """Whether the host would change a parameter's bytes, or bytes of another shape than it has."""
+    path, name = split(key)
+    layer = layer_of(owner_of(patcher, path)) if name == "weight" else None
+    if layer is not None and tuple(stored(patcher, key).shape) != layer.weight_shape:
+        return True
+    return is_unpacked_by_its_layer(patcher, key) and not patches_its_own_way(patcher)
+
+
 def _joined(
-    patcher: ModelPatcher, key: str, changes: Sequence[tuple[Placed, bool]]
+    patcher: ModelPatcher,
+    key: str,
+    changes: Sequence[tuple[Placed, bool]],
+    shape: tuple[int, ...],
 ) -> AdapterPatch:
-    """Takes our earlier patch off `key` and returns one that holds both."""
+    """Takes our earlier patch off `key`, of a shape, and returns one that holds both."""
     earlier: list[Any] = []
     others: list[Any] = []
     for patch in patcher.patches.get(key, []):
@@ -161,5 +197,17 @@ def _joined(
     layouts: list[Layout] = [patch[1].loaded_keys for patch in earlier]
     before = [pair for old in layouts for pair in zip(old.placed, old.of_bias, strict=True)]
     placed, of_bias = zip(*before, *changes, strict=True)
-    layout = Layout(placed, of_bias, next((old.rounded for old in layouts if old.rounded), None))
+    rounded = next((old.rounded for old in layouts if old.rounded), None)
+    layout = Layout(placed, of_bias, rounded, _grown(placed, of_bias, shape))
     return AdapterPatch(layout, layout.tensors)
+
+
+def _grown(
+    placed: Iterable[Placed], of_bias: Iterable[bool], shape: tuple[int, ...]
+) -> tuple[int, ...] | None:
+    """Returns the shape that adapters make of another one; None where it stays."""
+    grown = shape
+    for item, is_bias in zip(placed, of_bias, strict=True):
+        if not is_bias and item.rows is None:
+            grown = tuple(map(max, grown, item.adapter.grown(shape)))
+    return None if grown == shape else grown

@@ -90,12 +90,18 @@ def preset_text(name: str) -> str | None:
     return None if text is None else _without_names(text)
 
 
-def own_texts(text: str) -> list[str]:
+def own_texts(text: str | None) -> list[str]:
     """Returns the texts of the user's presets that a text of block weights names.
+
+    Args:
+        text: None where it comes from another node, and is known only when that has run: then what
+            is returned changes when any preset does.
 
     Raises:
         StorageError: They cannot be read.
     """
+    if text is None:
+        return [str(own_presets())]
     names = [piece for piece in re.split(r"[,\n]", text) if ":" not in piece and not find(piece)]
     own = own_presets() if any(name.strip() for name in names) else {}
     return [own[name] for name in map(_stored, names) if name in own]

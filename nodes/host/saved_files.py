@@ -24,7 +24,7 @@ from torch import Tensor
 from ...algorithms.errors import StorageError
 from ...algorithms.formats.write import apart
 from .files import FOLDER
-from .whole_files import gone_on_failure, put_in_place, replacing
+from .whole_files import gone_on_failure, put_where_nothing_is, replacing
 
 ENDING = ".safetensors"
 STATE_FOLDER = "-state"
@@ -38,9 +38,13 @@ FORBIDDEN = re.compile(r'[<>:"|?*\x00-\x1f]')
 """Characters that no name has on Windows, whose folders are shared with other systems."""
 DEVICES = re.compile(r"(?:con|prn|aux|nul|com\d|lpt\d)(?:\..*)?", re.IGNORECASE)
 """Names that mean a device there."""
-LONGEST = 120
-"""Characters of a part of a name: with number, step and ending it is still a name everywhere."""
+HALVES = re.compile(r"[\ud800-\udfff]")
+"""Characters that are only half of one: no file system knows how to write them."""
+LONGEST = 200
+"""Bytes of a part of a name, as most disks count: with number, step and ending no more than 255."""
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_SPACE_IN_RUST = (39, 112) if os.name == "nt" else NO_SPACE
+"""What safetensors calls an `os error`: the system's own numbers, which on Windows are no `errno`."""
 
 
 def checked_name(name: str) -> str:
@@ -54,8 +58,9 @@ def checked_name(name: str) -> str:
     for part in parts:
         why = _why_not(part)
         if why:
+            shown = HALVES.sub("\N{REPLACEMENT CHARACTER}", name)
             raise StorageError(
-                f'"{name}" cannot be the name of an adapter: {why}. Write a name, with folders before '
+                f'"{shown}" cannot be the name of an adapter: {why}. Write a name, with folders before '
                 "it if you like: styles/cat."
             )
     return "/".join(parts)
@@ -69,8 +74,12 @@ def _why_not(part: str) -> str:
         return "a part of it begins with a dot"
     if part[-1] == ".":
         return "a part of it ends with a dot"
-    if len(part) > LONGEST:
-        return f"a part of it has more than {LONGEST} characters"
+    if HALVES.search(part):
+        return "a character of it is only half of one"
+    if len(part.encode()) > LONGEST:
+        return (
+            f"a part of it is longer than {LONGEST} bytes, of which many letters have two to four"
+        )
     found = FORBIDDEN.search(part)
     if found:
         return f"no name has {found[0]!r} on Windows"
@@ -150,9 +159,7 @@ def write_new(name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, s
     with _explained(wanted, _size(tensors, header)), gone_on_failure(new):
         _fill(new, tensors, header)
         names = (one for one in numbered(name) if not _has_owner(one))
-        free = next(one for one in names if _claimed(adapter_file(one)))
-        with gone_on_failure(adapter_file(free)):
-            put_in_place(new, adapter_file(free))
+        free = next(one for one in names if put_where_nothing_is(new, adapter_file(one)))
     list_anew()
     return free
 
@@ -178,18 +185,6 @@ def list_anew() -> None:
 def _has_owner(name: str) -> bool:
     """Whether a name is that of a file, or of a training, which may not have written one yet."""
     return is_taken(name) or (lora_folder() / f"{name}{STATE_FOLDER}").exists()
-
-
-def _claimed(path: Path) -> bool:
-    """Makes an empty file that a whole one takes the place of; whether nobody was faster.
-
-    The system says what is the same name, where `Cat` and `cat` are.
-    """
-    try:
-        path.open("xb").close()
-    except FileExistsError:
-        return False
-    return True
 
 
 def _clear_leftovers(path: Path) -> None:
@@ -227,11 +222,15 @@ def _explained(path: Path, needed: int = HEADER_BYTES) -> Generator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        if getattr(error, "errno", None) in NO_SPACE or "os error 28" in str(error):
+        if _tells_of_no_space(error):
             raise StorageError(
-                f"{path.name} could not be written: it needs {_megabytes(needed)} MB, and there are "
-                f"{_megabytes(shutil.disk_usage(_existing(path)).free)} MB free in {path.parent}. "
+                f"{path.name} could not be written: it needs {_megabytes(needed)} MB{_room(path)}. "
                 "Free some space there."
+            ) from error
+        if getattr(error, "errno", None) == errno.ENAMETOOLONG:
+            raise StorageError(
+                f"{path.name} could not be written to {path.parent}: such a name is too long for the "
+                "disk. Choose a shorter one."
             ) from error
         raise StorageError(
             f"{path.name} could not be written to {path.parent} ({error}). Close what has the file "
@@ -239,9 +238,22 @@ def _explained(path: Path, needed: int = HEADER_BYTES) -> Generator[None]:
         ) from error
 
 
-def _existing(path: Path) -> Path:
-    """Returns the innermost folder of a path that exists."""
-    return next(folder for folder in path.parents if folder.is_dir())
+def _tells_of_no_space(error: Exception) -> bool:
+    in_rust = (
+        re.search(r"os error (\d+)", str(error)) if isinstance(error, SafetensorError) else None
+    )
+    if in_rust:
+        return int(in_rust[1]) in NO_SPACE_IN_RUST
+    return getattr(error, "errno", None) in NO_SPACE
+
+
+def _room(path: Path) -> str:
+    """Returns the folder that a path leads to, and how much is free there if that can be had."""
+    with suppress(OSError):  # a disk that was taken out, for example
+        for folder in path.parents:
+            if folder.is_dir():
+                return f", and there are {_megabytes(shutil.disk_usage(folder).free)} MB free in {path.parent}"
+    return f" in {path.parent}"
 
 
 def _megabytes(count: int) -> str:

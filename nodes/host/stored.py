@@ -49,6 +49,12 @@ def stored(patcher: ModelPatcher, key: str) -> Tensor:
     return getattr(owner, name)
 
 
+def originals(patcher: ModelPatcher) -> dict[str, Tensor]:
+    """Returns what the host puts back for parameters that it has patched in place right now."""
+    by_conditionings = {key: kept[0] for key, kept in patcher.hook_backup.items()}
+    return by_conditionings | {key: kept.weight for key, kept in patcher.backup.items()}
+
+
 def _walk(start: Any, steps: Sequence[str]) -> Any:
     for step in steps:
         start = getattr(start, step)

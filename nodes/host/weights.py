@@ -1,6 +1,7 @@
 """The weights of a MODEL or CLIP as the host uses them, read one at a time."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from ...algorithms.errors import UnsupportedLayerError
 from .baking import bake
-from .layers import ORDINARY, apart, is_quantised, layer_of, ordinary
+from .layers import ORDINARY, apart, holds_codes, is_quantised, layer_of, ordinary
 from .patches import AdapterPatch
 from .stored import owner_of, split, stored
 
@@ -40,9 +41,10 @@ class Weights:
     def shape(self, key: str) -> tuple[int, ...]:
         """Returns the shape of a parameter, before any patch: that of its layer if it is packed."""
         path, name = split(key)
-        owner = owner_of(self._patcher, path)
-        layer = layer_of(owner) if name == "weight" else None
-        return tuple(getattr(owner, name).shape) if layer is None else layer.weight_shape
+        layer = layer_of(owner_of(self._patcher, path)) if name == "weight" else None
+        held = stored(self._patcher, key)
+        is_packed = type(held) not in ORDINARY or not held.is_floating_point()
+        return layer.weight_shape if layer is not None and is_packed else tuple(held.shape)
 
     @torch.no_grad()
     def read(self, key: str) -> Tensor | None:
@@ -85,8 +87,12 @@ class Weights:
 
     def _patches(self, key: str) -> Iterator[Any]:
         for patch in self._patcher.patches.get(key, []):
-            if self._with_adapters or not isinstance(patch[1], AdapterPatch):
+            value = patch[1]
+            if not isinstance(value, AdapterPatch):
                 yield patch
+            elif self._with_adapters:
+                layout = replace(value.loaded_keys, rounded=None)
+                yield (patch[0], AdapterPatch(layout, value.weights), *patch[2:])
 
 
 def read_weights(part: Any, *, with_adapters: bool = False) -> Weights:
@@ -112,7 +118,7 @@ def _numbers(owner: Any, name: str, held: Tensor) -> Tensor | None:
     """Returns what a stored parameter means, as a new tensor; None where that is unknown."""
     if held.is_meta:  # missing in the file of the model: the host fills it with zeros
         return torch.zeros(held.shape)
-    if type(held) in ORDINARY and held.is_floating_point():
+    if type(held) in ORDINARY and not holds_codes(owner, held):
         numbers = held.detach().to(CPU, torch.float32, copy=True)
         convert = getattr(owner, f"convert_{name}", None)  # fp8 with a scale
         return numbers if convert is None else convert(numbers, inplace=False)

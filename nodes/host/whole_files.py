@@ -55,9 +55,52 @@ def put_in_place(new: Path, path: Path) -> None:
     Raises:
         OSError: It cannot be put there; the old one is there.
     """
+    _flush(new)
+    new.replace(path)
+    _flush_folder(path)
+
+
+def put_where_nothing_is(new: Path, path: Path) -> bool:
+    """Moves a file as `put_in_place` does, if no other is there; whether none was.
+
+    The system says what is the same name, where `Cat` and `cat` are.
+
+    Raises:
+        OSError: It cannot be put there.
+    """
+    _flush(new)
+    try:
+        os.link(new, path)
+    except FileExistsError:
+        return False
+    except OSError:  # a disk that knows no second names, as of a USB stick
+        if not _claimed(path):
+            return False
+        with gone_on_failure(path):
+            new.replace(path)
+    else:
+        with suppress(OSError):  # it has its place; whoever has the first name open may keep it
+            new.unlink()
+    _flush_folder(path)
+    return True
+
+
+def _claimed(path: Path) -> bool:
+    """Makes an empty file that a whole one takes the place of; whether nobody was faster."""
+    try:
+        path.open("xb").close()
+    except FileExistsError:
+        return False
+    return True
+
+
+def _flush(new: Path) -> None:
     with new.open("rb+") as file:
         os.fsync(file.fileno())
-    new.replace(path)
+
+
+def _flush_folder(path: Path) -> None:
+    """Makes what was last done to the name of a file survive."""
     if os.name != "nt":  # where folders cannot be opened
         folder = os.open(path.parent, os.O_RDONLY)
         try:

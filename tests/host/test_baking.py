@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import comfy.lora
 import comfy.model_management
 import comfy.ops
 import comfy.quant_ops
@@ -30,7 +31,7 @@ from anyadapter.nodes.adapting import CLIP, MODEL
 from anyadapter.nodes.host.applying import Mode, apply
 from anyadapter.nodes.host.baking import bake
 from anyadapter.nodes.host.memory import KEY
-from anyadapter.nodes.host.weights import read_weights
+from anyadapter.nodes.host.weights import Weights, read_weights
 from anyadapter.nodes.merging import baked_parts
 from base_directory import CHECKPOINT_NAME, example_workflow
 from comfy_server import ComfyServer
@@ -258,10 +259,11 @@ def test_packed_weights_are_left_to_a_patcher_that_knows_them_or_refused() -> No
     assert bake(adapted(OwnPatcher(Model(Packed()), CPU, CPU), [item], 1.0)).packed == (WEIGHT,)
 
 
-def test_a_quantised_weight_is_unpacked_changed_and_packed_again() -> None:
-    ops = comfy.ops.mixed_precision_ops(compute_dtype=torch.float32, full_precision_mm=True)
-    layer, whole = ops.Linear(6, 8), torch.randn(8, 6)
-    layout, scale = "TensorCoreFP8Layout", whole.abs().max() / 448
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_quantised_weight_is_unpacked_changed_and_packed_again(dtype: torch.dtype) -> None:
+    ops = comfy.ops.mixed_precision_ops(compute_dtype=dtype, full_precision_mm=True)
+    layer, whole = ops.Linear(6, 8), torch.randn(8, 6).to(dtype)
+    layout, scale = "TensorCoreFP8Layout", whole.abs().max().float() / 448
     held = comfy.quant_ops.QuantizedTensor.from_float(whole, layout, scale=scale)
     layer.weight, layer.bias.data = nn.Parameter(held, requires_grad=False), torch.randn(8)
     layer.layout_type, layer.quant_format = layout, "float8_e4m3fn"
@@ -276,7 +278,7 @@ def test_a_quantised_weight_is_unpacked_changed_and_packed_again() -> None:
     patched = clone.model.diffusion_model.layer.weight
     assert type(patched) is type(held)
     # A step of fp8, by chance to the farther side, is an eighth.
-    torch.testing.assert_close(patched.dequantize(), expected, rtol=0.126, atol=0.01)
+    torch.testing.assert_close(patched.dequantize().float(), expected, rtol=0.126, atol=0.01)
     assert not torch.allclose(base, expected, rtol=0.126, atol=0.01)
 
 
@@ -316,6 +318,32 @@ def test_by_chance_small_changes_are_kept_in_the_mean(dtype: torch.dtype, mode: 
     with torch.no_grad():
         assert torch.equal(again.model(torch.eye(6)).T, rounded.float())
     again.detach()
+
+
+@pytest.mark.parametrize("kept", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("runs_in", [torch.float16, torch.bfloat16])
+def test_what_is_computed_with_in_another_dtype_is_rounded_to_that(
+    kept: torch.dtype, runs_in: torch.dtype
+) -> None:
+    # ComfyUI 0.28 keeps a weight as its file has it, and casts and patches it while the model runs.
+    step = torch.finfo(runs_in).eps
+    layer = linear(kept, outputs=WIDE)
+    layer.weight.data.fill_(1.0)
+    change = Diff(torch.full((WIDE, 6), SMALL * step))
+    made = baked(adapted(patcher_of(layer), [bound(change)], 1.0), by_chance=True)
+    weight = torch.ones(WIDE, 6, dtype=runs_in)
+    found = comfy.lora.calculate_weight(made.patches[WEIGHT], weight, WEIGHT, runs_in)
+    assert found.dtype == runs_in
+    assert set(found.float().unique().tolist()) == {1.0, 1.0 + step}
+    assert found.float().mean().item() == pytest.approx(1 + SMALL * step, abs=0.02 * step)
+
+
+def test_numbers_are_read_as_they_are_before_they_are_rounded() -> None:
+    hooked, above = nearly_one(torch.bfloat16)
+    exact = torch.full((WIDE, 6), 1 + SMALL * (above - 1))
+    for made in (baked(hooked), baked(hooked, by_chance=True)):
+        torch.testing.assert_close(Weights(made, with_adapters=True).read(WEIGHT), exact)
+        assert torch.equal(read_weights(made).read(WEIGHT), torch.ones(WIDE, 6))
 
 
 def test_parameters_are_rounded_apart_from_each_other() -> None:

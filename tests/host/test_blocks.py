@@ -2,7 +2,6 @@
 
 from collections import Counter
 from functools import cache
-from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlencode
 
@@ -28,7 +27,7 @@ from comfy_server import PromptFailedError
 from made_adapters import Applied
 from name_lists import weights_of
 from pictures import MODES, Mode, Pictures
-from real_models import MODELS, real_model
+from real_models import MODELS, as_model, real_model
 from workflows import text_to_latent
 
 every_family = pytest.mark.parametrize("family", MODELS)
@@ -68,7 +67,7 @@ GROUPS = {
 
 @cache
 def key_map_of(family: str) -> KeyMap:
-    return diffusion_model_key_map(SimpleNamespace(model=real_model(family)))  # type: ignore[arg-type]
+    return diffusion_model_key_map(as_model(real_model(family)))
 
 
 @cache

@@ -151,6 +151,16 @@ def test_connected_adapters_are_added_to_the_rows(loras: Path) -> None:
 
 
 @pytest.mark.usefixtures("alone")
+def test_adapters_of_one_name_are_counted_and_notes_said_once() -> None:
+    _, report = made("", adapter=[adapter(1, "one"), adapter(3, "one")])
+    assert report.startswith("1. one | 1\n2. one | 1\n\n")
+    _, report = made("", adapter=[adapter(1, "one"), adapter(3, "two")])
+    assert report.startswith("one | 1\ntwo | 1\n\n")
+    notes = report.splitlines()[3:]
+    assert len({*notes}) == len(notes)
+
+
+@pytest.mark.usefixtures("alone")
 def test_sizes_are_those_of_the_widgets() -> None:
     several = [adapter(5, "one"), adapter(3, "two")]
     exact = weight(several[0]) + weight(several[1])

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from functools import cache
-from types import SimpleNamespace
 from unittest.mock import patch
 
 import comfy.lora
@@ -20,7 +19,7 @@ from anyadapter.algorithms.keymap import KeyMap, Target
 from anyadapter.nodes.host import keymaps
 from anyadapter.nodes.host.keymaps import diffusion_model_key_map
 from name_lists import FOLDER, weights_of
-from real_models import MODELS, real_model
+from real_models import MODELS, as_model, real_model
 
 SMALL = {
     "flux": {
@@ -40,7 +39,7 @@ UNETS = ("sd1", "sd2", "sdxl", "sdxl_refiner")
 
 
 def key_map_of(family: str) -> KeyMap:
-    return diffusion_model_key_map(SimpleNamespace(model=real_model(family)))  # type: ignore[arg-type]
+    return diffusion_model_key_map(as_model(real_model(family)))
 
 
 @pytest.mark.parametrize("family", [*FUSED, "sd1", "sdxl"])

@@ -1,5 +1,6 @@
 """Extract Adapter on the small SD 1.5: the base with what comes out is the tuned model again."""
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -234,6 +235,63 @@ def test_layers_of_other_shapes_are_named_and_left_out(models: Any, model_tuned:
     assert "input_blocks.0.0.weight ([320, 4, 3, 3] and [320, 9, 3, 3])" in report
     assert "lora_unet_conv_in" not in made.adapters
     assert len(made.adapters) >= 6
+
+
+def grown(part: Any, key: str) -> Any:
+    """A clone with a patch that makes a weight larger, as that of a control LoRA of Flux."""
+    outputs, inputs, *kernel = dict(patcher_of(part).model_state_dict())[key].shape
+    clone, larger = part.clone(), torch.full((outputs, 2 * inputs, *kernel), 0.01)
+    clone.add_patches({key: ("diff", (larger, {"pad_weight": True}))})
+    return clone
+
+
+@pytest.mark.parametrize("side", ["tuned", "base", "both"])
+def test_weights_that_a_patch_makes_larger_are_named_and_left_out(
+    models: Any, model_tuned: Any, side: str
+) -> None:
+    key = f"{KERNEL}.weight"
+    of_tuned, of_base = (
+        grown(part, key) if side in (which, "both") else part
+        for which, part in (("tuned", model_tuned), ("base", models.model))
+    )
+    made, report = extract(model_tuned=of_tuned, model_base=of_base)
+    told = r"a patch makes weights larger .*: lora_unet_down_blocks_0_resnets_0_conv1\."
+    assert re.search(told, report)
+    assert "lora_unet_down_blocks_0_resnets_0_conv1" not in made.adapters
+    assert len(made.adapters) == 5
+
+
+def test_a_bias_that_cannot_be_read_is_named_and_its_weight_kept(
+    models: Any, model_tuned: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = Weights.read
+
+    def of_one(weights: Weights, key: str) -> Tensor | None:
+        tuned_one = weights._patcher is model_tuned
+        return None if tuned_one and key == f"{WITH_BIAS}.bias" else read(weights, key)
+
+    monkeypatch.setattr(Weights, "read", of_one)
+    made, report = extract(model_tuned=model_tuned, model_base=models.model)
+    name = "lora_unet_mid_block_attentions_0_transformer_blocks_0_ff_net_2"
+    assert (
+        f"numbers cannot be had (they are quantised in a way that is unknown here): the bias of {name}."
+        in report
+    )
+    assert [type(one) for one in made.adapters[name]] == [Lora]
+    _, without = extract(norms_and_biases=False, model_tuned=model_tuned, model_base=models.model)
+    assert "the bias of" not in without
+
+
+def test_the_user_can_stop_it_while_it_looks_at_what_no_file_names(
+    models: Any, model_tuned: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: Any) -> Any:
+        raise AssertionError("it went on")
+
+    monkeypatch.setattr(Weights, "read", stopped)
+    comfy.model_management.interrupt_current_processing()
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        extract(model_tuned=model_tuned, model_base=models.model)
 
 
 def test_the_user_can_stop_it(models: Any, model_tuned: Any) -> None:

@@ -26,7 +26,7 @@ from anyadapter.algorithms.keymap import KeyMap, Target
 from anyadapter.algorithms.layers import Rows, swap_halves
 from anyadapter.nodes.host.keymaps import diffusion_model_key_map, text_encoder_key_map
 from name_lists import weights_of
-from real_models import MODELS, real_model
+from real_models import MODELS, as_clip, as_model, real_model
 
 FAMILIES = {
     "sd1": "SD 1.x",
@@ -100,7 +100,7 @@ def model_of(family: str) -> nn.Module:
 
 @cache
 def key_map_of(family: str) -> KeyMap:
-    return diffusion_model_key_map(SimpleNamespace(model=model_of(family)))  # type: ignore[arg-type]
+    return diffusion_model_key_map(as_model(model_of(family)))
 
 
 def own_weights(key_map: KeyMap) -> Iterator[str]:
@@ -418,8 +418,14 @@ def test_a_file_of_xlabs_lands_on_the_fused_layers() -> None:
 
 
 def test_a_key_map_is_built_once_for_a_model() -> None:
-    model = SimpleNamespace(model=model_of("pixart_sigma"))
-    assert diffusion_model_key_map(model) is diffusion_model_key_map(model)  # type: ignore[arg-type]
+    model = as_model(model_of("pixart_sigma"))
+    assert diffusion_model_key_map(model) is diffusion_model_key_map(model)
+
+
+def test_a_key_map_has_the_shapes_before_what_is_patched_right_now() -> None:
+    model, key = as_model(real_model("pixart_sigma")), "diffusion_model.x_embedder.proj.weight"
+    model.backup[key] = SimpleNamespace(weight=torch.empty(1152, 2, 2, 2, device="meta"))
+    assert diffusion_model_key_map(model).shapes[key] == (1152, 2, 2, 2)
 
 
 HALF = {"device": "cpu", "dtype": torch.float16}
@@ -441,7 +447,7 @@ CLIPS: dict[str, Any] = {
 def clip_key_map(family: str) -> KeyMap:
     with torch.device("meta"):
         module = CLIPS[family](**HALF)
-    return text_encoder_key_map(SimpleNamespace(cond_stage_model=module))  # type: ignore[arg-type]
+    return text_encoder_key_map(as_clip(module))
 
 
 @pytest.mark.parametrize("family", CLIPS)

@@ -20,7 +20,9 @@ from anyadapter.algorithms.errors import ShapeError
 from anyadapter.algorithms.keymap import Target
 from anyadapter.algorithms.layers import Rows
 from anyadapter.algorithms.strength import Placed, merged_bias, merged_weight
+from anyadapter.nodes.host.layers import shapes_of
 from anyadapter.nodes.host.patches import AdapterPatch, add_patches
+from anyadapter.nodes.host.weights import read_weights
 
 CPU = torch.device("cpu")
 
@@ -85,6 +87,45 @@ def test_weight_and_bias_become_the_merged_ones(base: ModelPatcher) -> None:
     }
     assert not torch.equal(merged["linear.bias"], before["linear.bias"])
     assert all(torch.equal(after[key], merged[key]) for key in merged)
+
+
+def test_a_weight_that_another_clone_has_made_larger_right_now_is_what_it_was(
+    base: ModelPatcher,
+) -> None:
+    # As control LoRAs of Flux do: the host keeps what it was, for all clones.
+    before = loaded(base)
+    larger = base.clone()
+    for key, shape in {"linear.weight": (8, 9), "norm.weight": (12,)}.items():
+        larger.add_patches({key: ("diff", (torch.ones(shape), {"pad_weight": True}))})
+    assert loaded(larger)["linear.weight"].shape == (8, 9)
+    shapes = {key: tuple(tensor.shape) for key, tensor in before.items()}
+    assert shapes_of(base) == shapes
+    reader = read_weights(base)
+    assert {key: reader.shape(key) for key in before} == shapes
+    adapter = lora(8, 6)
+    clone = patched(base, [bound("linear.weight", adapter)], 0.7)
+    merged = merged_weight(before["linear.weight"], [Placed(adapter, 0.7)])
+    assert torch.equal(loaded(clone)["linear.weight"], merged)
+
+
+def test_the_shape_that_a_weight_gets_is_told(base: ModelPatcher) -> None:
+    # ComfyUI 0.28 asks before it loads: it computes weights of the same shape while the model runs.
+    def larger(inputs: int) -> Lora:
+        return Lora(torch.randn(8, 3), torch.randn(3, inputs), reshape=(8, inputs))
+
+    for adapters, shape in (
+        ([lora(8, 6)], None),
+        ([larger(9), lora(8, 6)], (8, 9)),
+        ([larger(9), larger(12)], (8, 12)),
+    ):
+        clone = base.clone()
+        for adapter in adapters:  # each by a node of its own
+            add_patches(clone, [bound("linear.weight", adapter)], 1.0)
+        (patch,) = clone.patches["linear.weight"]
+        assert patch[1].calculate_shape("linear.weight") == shape
+        told = getattr(comfy.lora, "calculate_shape", None)
+        if told is not None:
+            assert told([patch], base.model.linear.weight, "linear.weight") == (shape or (8, 6))
 
 
 def test_taking_patches_off_restores_every_bit() -> None:

@@ -1,9 +1,13 @@
 """Adapters on their layers, for whoever makes others of them: places, strengths, base weights."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
 
+from anyadapter.algorithms.adapters.dora import Dora
+from anyadapter.algorithms.adapters.lora import Lora
 from anyadapter.algorithms.errors import EditingError, NoMatchError
 from anyadapter.algorithms.formats.parse import AdapterSet, parse_tensors
 from anyadapter.nodes.placing import placed
@@ -82,3 +86,32 @@ def test_what_has_no_place_is_told(model: ModelPatcher):
     placing = placed(partly, model)
     assert placing.sites[0].target is None
     assert "lora_unet_nowhere" in placing.notes[0]
+
+
+def test_a_weight_that_a_patch_makes_larger_is_told(model: ModelPatcher):
+    (site,) = (site for site in placed(file(), model).sites if site.module == TO_OUT)
+    assert site.target is not None
+    layer = model.model.get_submodule(site.target.module)
+    layer.weight, layer.bias = torch.nn.Parameter(torch.ones(1280, 1280)), None
+    control = model.clone()
+    larger = torch.ones(1280, 1290)
+    control.add_patches({site.target.weight: ("diff", (larger, {"pad_weight": True}))})
+    (site,) = (site for site in placed(file(), control).sites if site.module == TO_OUT)
+    told = r"patch makes that larger: \[1280, 1290\] instead of \[1280, 1280\]. Connect the model"
+    with pytest.raises(EditingError, match=told):
+        site.form()
+
+
+def test_several_doras_of_a_layer_keep_apart(model: ModelPatcher):
+    def dora(outputs: int, inputs: int) -> Dora:
+        inner = Lora(torch.ones(outputs, 2), torch.ones(2, inputs))
+        return Dora(inner, dora_scale=torch.ones(inputs))
+
+    tells = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_ff_net_2"
+    square = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+    doras = (dora(320, 320), dora(320, 320))
+    adapters = {tells: (dora(320, 1280),), square: doras}
+    sites = placed(replace(file(), adapters=adapters), model).sites
+    found = [site.adapter for site in sites if site.module == square]
+    assert [one.inner for one in found] == [one.inner for one in doras]
+    assert all(one.flat_axis == "inputs" for one in found)

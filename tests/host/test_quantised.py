@@ -28,9 +28,11 @@ from anyadapter.algorithms.keymap import Target
 from anyadapter.algorithms.layers import Rows
 from anyadapter.algorithms.strength import Dial, Placed, merged_bias, merged_weight
 from anyadapter.nodes.host import layers
+from anyadapter.nodes.host.baking import bake
 from anyadapter.nodes.host.injections import add_hooks, can_hook
 from anyadapter.nodes.host.layers import layer_of, shapes_of
 from anyadapter.nodes.host.patches import add_patches
+from anyadapter.nodes.host.weights import read_weights
 from layer_cases import LayerCase
 from layer_cases import layer_of as described
 from quantised_layers import INPUTS, NF4, OUTPUTS, QUANTISED_CASES, QuantisedCase
@@ -256,7 +258,7 @@ def test_what_another_node_patches_on_an_offloaded_layer_counts(quantised: Quant
 @QUANTISED
 def test_a_packed_weight_has_the_shape_of_its_layer(quantised: QuantisedCase) -> None:
     base = base_of(quantised)
-    shapes = shapes_of(base.patcher.model)
+    shapes = shapes_of(base.patcher)
     assert shapes["layer.weight"] == (OUTPUTS, INPUTS)
     assert shapes["layer.bias"] == (OUTPUTS,)
     assert can_hook(base.patcher, bound(dora()))
@@ -319,6 +321,47 @@ def test_four_bits_without_their_module_are_refused_for_methods_that_read_them(
         UnsupportedLayerError, match=r"^LoRA with DoRA on layer: .*4 bits by bitsandbytes"
     ):
         run(base.hooked(bound(dora())))
+
+
+class Coded(comfy.ops.manual_cast.Linear):
+    """As packs write it that keep a weight in int8 or fp8: a layer of the host, a scale beside."""
+
+    def keep(self, dtype: torch.dtype, largest: float) -> "Coded":
+        whole = torch.randn(OUTPUTS, INPUTS, generator=torch.Generator().manual_seed(4))
+        self.weight_scale = whole.abs().max() / largest
+        codes = whole / self.weight_scale
+        codes = (codes if dtype.is_floating_point else codes.round()).to(dtype)
+        self.weight = nn.Parameter(codes, requires_grad=False)
+        self.bias = nn.Parameter(torch.zeros(OUTPUTS), requires_grad=False)
+        return self
+
+    def forward_comfy_cast_weights(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype) * self.weight_scale, self.bias)
+
+
+@pytest.mark.parametrize(("dtype", "largest"), [(torch.int8, 127), (torch.float8_e4m3fn, 448)])
+def test_codes_of_another_pack_are_not_taken_for_the_weight(
+    dtype: torch.dtype, largest: float
+) -> None:
+    module = Coded(INPUTS, OUTPUTS).keep(dtype, largest)
+    base = ModelPatcher(Model(module), CPU, CPU)
+    assert read_weights(base).read("layer.weight") is None
+    layer = layer_of(module)
+    assert layer is not None
+    assert layer.lend_weight is None
+    with pytest.raises(UnsupportedLayerError, match="quantised in a way that is unknown here"):
+        layer.weight(X)
+    with pytest.raises(UnsupportedLayerError, match=r"1 weight .* layer.weight, .*Use mode hook"):
+        add_patches(base.clone(), [bound(dora())], STRENGTH)
+    plain, hooked = dora().inner, base.clone()
+    before = run(base, X)
+    add_hooks(hooked, [bound(plain)], Dial(STRENGTH))
+    with pytest.raises(UnsupportedLayerError, match="cannot patch the weights of layer"):
+        bake(hooked.clone())
+    change = plain.delta_weight(torch.empty(OUTPUTS, INPUTS)) * STRENGTH
+    assert off_by(run(hooked, X), before + F.linear(X, change)) < 2e-6
+    module.weight_scale = float(module.weight_scale)
+    assert read_weights(base).read("layer.weight") is None
 
 
 @pytest.mark.parametrize("quantised", quantised_layers.OF_THE_HOST, ids=lambda case: case.name)

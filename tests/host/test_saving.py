@@ -8,7 +8,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import comfy.lora
@@ -41,7 +40,7 @@ from comfy_server import PromptRejectedError
 from layer_cases import LayerCase
 from oracles import change, only, relative_error
 from pictures import Pictures
-from real_models import real_model
+from real_models import as_model, real_model
 from without_page import without_page
 from workflows import api_form, node, text_to_latent
 
@@ -425,7 +424,7 @@ OF_DIFFUSERS = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 
 
 def test_another_dialect_is_written_with_the_names_of_the_model(loras: Path):
-    model = SimpleNamespace(model=real_model("sdxl"))
+    model = as_model(real_model("sdxl"))
     up, down = torch.randn(1280, 4), torch.randn(4, 1280)
     keys = {f"{LAYER}.lora_up.weight": up, f"{LAYER}.lora_down.weight": down}
     alpha = {f"{LAYER}.alpha": torch.tensor(2.0)}
@@ -444,7 +443,7 @@ def test_another_dialect_is_written_with_the_names_of_the_model(loras: Path):
 
 
 def test_a_method_without_a_place_in_a_dialect_is_refused(loras: Path):
-    model = SimpleNamespace(model=real_model("sdxl"))
+    model = as_model(real_model("sdxl"))
     full = adapter_of({f"{LAYER}.diff": torch.ones(1280, 1280)})
     with pytest.raises(EditingError, match="Convert it to LoRA first"):
         save(full, dialect="peft", model=model)

@@ -16,7 +16,14 @@ from torch import Tensor
 
 from anyadapter.algorithms.errors import FileError, StackError
 from anyadapter.nodes import NODES, stacking
+from anyadapter.nodes.combining import CombineAdapters
+from anyadapter.nodes.host import preset_files
+from anyadapter.nodes.inspecting import InspectAdapter
+from anyadapter.nodes.loading import LoadAdapter
+from anyadapter.nodes.opening import OpenAdapter
 from anyadapter.nodes.stacking import AdapterStack
+from anyadapter.nodes.sweeping import BlockSweep
+from anyadapter.nodes.training import RESUME, TrainAdapter
 from base_directory import CHECKPOINT_NAME, cached_checkpoint
 from comfy_server import ComfyServer, PromptFailedError, PromptRejectedError
 from pictures import Pictures
@@ -308,3 +315,55 @@ def test_the_page_is_told_of_the_node(server: ComfyServer):
     text = help_page.read_text(encoding="utf-8")
     for kind in ("required", "optional"):
         assert all(name in text for name in info["input"][kind])
+
+
+FILE: dict[str, Any] = {"adapter": None}
+STRENGTHS: dict[str, Any] = {"strength_model": 1.0, "strength_clip": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("node_class", "inputs"),
+    [
+        (OpenAdapter, FILE),
+        (InspectAdapter, FILE),
+        (LoadAdapter, FILE | STRENGTHS),
+        (BlockSweep, FILE | {"base": ""}),
+        (AdapterStack, {"adapters": None}),
+        (AdapterStack, {"adapters": "", "lora_stack": None}),
+        (CombineAdapters, {"adapters": [None]}),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_for_a_name_that_another_node_gives_any_file_counts(
+    node_class: Any, inputs: dict[str, Any], loras: Path
+):
+    # The host gives None for it here, and would take the node's last result for ever.
+    (loras / "cat.safetensors").write_bytes(b"old")
+    before = node_class.fingerprint_inputs(**inputs)
+    assert node_class.fingerprint_inputs(**inputs) == before
+    (loras / "cat.safetensors").write_bytes(b"newer")
+    assert node_class.fingerprint_inputs(**inputs) != before
+
+
+@pytest.mark.usefixtures("loras")
+@pytest.mark.parametrize(
+    ("node_class", "inputs"),
+    [
+        (LoadAdapter, FILE | STRENGTHS | {"blocks": None}),
+        (BlockSweep, FILE | {"base": None}),
+        (AdapterStack, {"adapters": None}),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_for_block_weights_that_another_node_gives_any_preset_counts(
+    node_class: Any, inputs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    before = node_class.fingerprint_inputs(**inputs)
+    monkeypatch.setattr(preset_files, "own_presets", lambda: {"mine": "IN:0.5"})
+    assert node_class.fingerprint_inputs(**inputs) != before
+
+
+def test_a_training_goes_on_under_a_name_that_another_node_gives():
+    went_on = TrainAdapter.fingerprint_inputs(None, RESUME)
+    assert went_on != went_on  # which the host never takes for the same
+    assert TrainAdapter.fingerprint_inputs(None) == ""

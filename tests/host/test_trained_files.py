@@ -48,7 +48,7 @@ from anyadapter.nodes.host.trained_files import (
     write_state,
 )
 from anyadapter.nodes.host.training_targets import clip_targets, model_targets
-from real_models import real_model
+from real_models import as_clip, as_model, real_model
 
 SUPPORT = Path(__file__).parents[1] / "support"
 TENSORS = {"a.lora_up.weight": torch.ones(4, 2), "a.alpha": torch.tensor(2.0)}
@@ -104,7 +104,7 @@ def test_names_are_used_as_they_are_written(name: str, expected: str):
         ("a\tb", "on Windows"),
         ("styles/aux", "aux is a device on Windows"),
         ("COM1.v2", "is a device on Windows"),
-        ("x" * 121, "more than 120 characters"),
+        ("x" * 201, "longer than 200 bytes"),
     ],
 )
 def test_names_that_lead_away_or_are_none_somewhere_are_refused(name: str, why: str):
@@ -336,8 +336,8 @@ def sdxl() -> tuple[Any, Any, Targets]:
     """A diffusion model, its text encoders, and the layers of both."""
     device = torch.device("meta")
     with device:
-        clip = SimpleNamespace(cond_stage_model=sdxl_clip.SDXLClipModel(device=device))
-    model = SimpleNamespace(model=real_model("sdxl"))
+        clip = as_clip(sdxl_clip.SDXLClipModel(device=device))
+    model = as_model(real_model("sdxl"))
     return model, clip, model_targets(model).joined(clip_targets(clip))  # type: ignore[arg-type]
 
 

@@ -3,7 +3,6 @@
 import re
 from collections import Counter
 from functools import cache
-from types import SimpleNamespace
 
 import comfy.lora
 import pytest
@@ -19,7 +18,7 @@ from anyadapter.algorithms.training.rules import PlacedRules, RuleTable
 from anyadapter.algorithms.training.targets import Targets
 from anyadapter.nodes.host.training_targets import clip_targets, model_targets
 from name_lists import weights_of
-from real_models import MODELS, real_model
+from real_models import MODELS, as_clip, as_model, real_model
 
 ENCODERS = {"sd1": sd1_clip.SD1ClipModel, "sdxl": sdxl_clip.SDXLClipModel, "flux": None}
 ALIKE = {"wan_small", "wan_i2v", "pixart_alpha", "sdxl_refiner"}
@@ -34,7 +33,7 @@ def model_of(family: str) -> nn.Module:
 
 @cache
 def of_model(family: str) -> Targets:
-    return model_targets(SimpleNamespace(model=model_of(family)))  # type: ignore[arg-type]
+    return model_targets(as_model(model_of(family)))
 
 
 @cache
@@ -48,7 +47,7 @@ def encoders_of(family: str) -> nn.Module:
 
 @cache
 def of_clip(family: str) -> Targets:
-    return clip_targets(SimpleNamespace(cond_stage_model=encoders_of(family)))  # type: ignore[arg-type]
+    return clip_targets(as_clip(encoders_of(family)))
 
 
 def chosen(preset: str, targets: Targets, *, norms: bool = False) -> PlacedRules:

@@ -1,6 +1,7 @@
 """ComfyUI's own model classes at the real sizes of the model families, without memory."""
 
 from dataclasses import fields
+from types import SimpleNamespace
 from typing import Any
 
 import comfy.supported_models as supported
@@ -304,3 +305,13 @@ def real_model(
             return model_config.get_model({}, "", device=place)
     finally:
         torch.linspace = linspace
+
+
+def as_model(module: nn.Module) -> Any:
+    """Returns what is asked of a MODEL that nothing has patched."""
+    return SimpleNamespace(model=module, backup={}, hook_backup={})
+
+
+def as_clip(module: nn.Module) -> Any:
+    """Returns what is asked of a CLIP that nothing has patched."""
+    return SimpleNamespace(cond_stage_model=module, patcher=as_model(module))
