@@ -101,8 +101,10 @@ class OpenAdapter(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, adapter: str | None, files: str | None = "", **_: Any) -> str:
         """Returns what changes when a file does, so that it is read again."""
+        if adapter is None or files is None:  # from another node, and known only when that has run
+            return str(adapter_state(None))
         try:
-            return str([adapter_state(name) for name in _wanted(adapter or "", files or "")])
+            return str([adapter_state(name) for name in _wanted(adapter, files)])
         except AdapterError as error:
             return str(error)
 

@@ -325,6 +325,7 @@ STRENGTHS: dict[str, Any] = {"strength_model": 1.0, "strength_clip": 1.0}
     ("node_class", "inputs"),
     [
         (OpenAdapter, FILE),
+        (OpenAdapter, {"adapter": "cat.safetensors", "files": None}),
         (InspectAdapter, FILE),
         (LoadAdapter, FILE | STRENGTHS),
         (BlockSweep, FILE | {"base": ""}),
