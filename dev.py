@@ -176,8 +176,12 @@ def run_tests(pytest_arguments: Sequence[str]) -> int:
         )
     else:
         environment["ANYADAPTER_CHROMIUM"] = browser
-    # By files, as tests of one share what is costly; two, as each starts a ComfyUI.
-    several = () if pytest_arguments else ("-n", "2", "--dist", "loadfile")
+    several: tuple[str, ...] = ()
+    if not pytest_arguments:
+        # By files, as tests of one share what is costly; two, as each starts a ComfyUI; of one thread
+        # each, as they would wait for each other's.
+        several = ("-n", "2", "--dist", "loadfile")
+        environment["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "1")
     start = "import sys; sys.path.remove('') if '' in sys.path else None; "
     start += "import pytest; sys.exit(pytest.main())"
     return run_in_foreground([python, "-c", start, *several, *pytest_arguments], environment)
