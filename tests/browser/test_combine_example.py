@@ -35,7 +35,7 @@ def test_the_example_opens_takes_another_row_and_runs(page: ComfyPage, server: C
     rows = page.find(ROWS)
     expect(rows).to_have_count(2)
     page.find(".anyadapter-stack-add").click()
-    page.find("dialog input[type=search]").fill("loha")
+    page.find("dialog input[type=search]").fill("loha.safetensors")  # others are beside it
     expect(page.find("dialog [role=option]")).to_have_count(1)
     page.tab.keyboard.press("Enter")
     expect(rows).to_have_count(3)

@@ -19,6 +19,7 @@ from torch import Tensor
 import broken_files
 from base_directory import CHECKPOINT_NAME, TUNED_NAME, example_workflow, make_tuned_checkpoint
 from comfy_server import ComfyServer, PromptFailedError, PromptInterruptedError, PromptRejectedError
+from own_loop import in_own_loop
 from pictures import Pictures
 from real_models import MODELS, real_model
 from workflows import Prompt, api_form, node, read_latent, side_by_side, text_to_latent
@@ -304,7 +305,7 @@ def test_an_interrupted_extraction_leaves_nothing(pictures: Pictures, folder: Pa
         ),
         "write": saving("extract", "flows/cut/extracted"),
     }
-    prompt_id, done = asyncio.run(run_until_layer(server, prompt, "extract", 5))
+    prompt_id, done = in_own_loop(run_until_layer(server, prompt, "extract", 5))
     with pytest.raises(PromptInterruptedError, match="interrupted in extract"):
         server.wait(prompt_id)
     assert 5 <= done < 100
@@ -323,20 +324,15 @@ async def run_until_layer(
     address = server.url.replace("http", "ws", 1) + "/ws?clientId=flows"
     async with aiohttp.ClientSession() as session, session.ws_connect(address) as socket:
         prompt_id = await asyncio.to_thread(server.queue, prompt)
-        async with asyncio.timeout(60):
-            async for message in socket:
-                if message.type != aiohttp.WSMsgType.TEXT:
-                    continue
-                told = json.loads(message.data)
-                data = told.get("data", {})
-                if (
-                    told["type"] == "progress"
-                    and data["node"] == node_id
-                    and data["value"] >= layer
-                ):
-                    await asyncio.to_thread(server.interrupt)
-                    return prompt_id, data["value"]
-    raise AssertionError("the bar did not come so far")
+        while True:
+            message = await socket.receive(timeout=60)
+            if message.type != aiohttp.WSMsgType.TEXT:
+                continue
+            told = json.loads(message.data)
+            data = told.get("data", {})
+            if told["type"] == "progress" and data["node"] == node_id and data["value"] >= layer:
+                await asyncio.to_thread(server.interrupt)
+                return prompt_id, data["value"]
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """Open Adapter and Save Adapter: what is saved is what was opened, for us and for other tools."""
 
-import asyncio
 import hashlib
 import json
 import logging
@@ -39,6 +38,7 @@ from base_directory import CHECKPOINT_NAME, example_workflow
 from comfy_server import PromptRejectedError
 from layer_cases import LayerCase
 from oracles import change, only, relative_error
+from own_loop import in_own_loop
 from pictures import Pictures
 from real_models import as_model, real_model
 from without_page import without_page
@@ -183,7 +183,7 @@ def test_a_list_of_names_opens_and_saves_every_file(loras: Path):
     names = [f"{number}.safetensors" for number in range(3)]
 
     def run(one: Any, **inputs: list[Any]) -> list[list[Any]]:
-        return asyncio.run(execution.get_output_data("prompt", "1", one, inputs))[0]
+        return in_own_loop(execution.get_output_data("prompt", "1", one, inputs))[0]
 
     adapters, _ = run(OpenAdapter, adapter=names)
     files, _, _ = run(SaveAdapter, adapter=adapters, name=["copy"], dtype=["float32"])

@@ -1,13 +1,11 @@
 """What the page is told of a training while it runs, and how it is asked to end it."""
 
-import asyncio
 import base64
 import io
 import json
 import math
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import uuid4
 
@@ -20,6 +18,7 @@ from server import PromptServer
 
 from anyadapter.nodes.host.training_view import MOST_POINTS, MOST_SAMPLES, TrainingView
 from anyadapter.nodes.routes import training
+from own_loop import in_own_loop
 
 STOP = "/anyadapter/training/stop"
 
@@ -47,9 +46,7 @@ class Server:
             ):
                 return response.status, await response.json()
 
-        # Beside the tests of the page, whose driver keeps a loop running in this thread.
-        with ThreadPoolExecutor(1) as thread:
-            return thread.submit(asyncio.run, answer()).result()
+        return in_own_loop(answer())
 
     def state(self, node: str) -> Any:
         status, answer = self.ask("GET", f"/anyadapter/training?node={node}")
