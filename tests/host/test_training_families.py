@@ -109,6 +109,9 @@ def filled(model: nn.Module) -> nn.Module:
         fan_in = math.prod(tensor.shape[1:]) if not one_dimensional else 400
         scale = 1.0 if one_dimensional and name.endswith("weight") else 0.0
         tensor.data = scale + value * 0.6 / fan_in**0.5
+    for name, tensor in model.named_buffers():
+        if name.endswith("pos_embed"):  # SD 3 leaves it as memory happens to be
+            tensor.copy_(torch.randn(tensor.shape, generator=generator))
     return model
 
 
