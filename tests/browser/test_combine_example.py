@@ -36,8 +36,13 @@ def test_the_example_opens_takes_another_row_and_runs(page: ComfyPage, server: C
     expect(rows).to_have_count(2)
     page.find(".anyadapter-stack-add").click()
     page.find("dialog input[type=search]").fill("loha.safetensors")  # others are beside it
-    expect(page.find("dialog [role=option]")).to_have_count(1)
-    page.tab.keyboard.press("Enter")
+    found = page.find("dialog [role=option]")
+    expect(found).to_have_count(1)
+    expect(found).to_contain_text(
+        "LoHa"
+    )  # the server has read it, and the list is no longer made anew
+    expect(found).to_have_attribute("aria-selected", "true")
+    found.dblclick()
     expect(rows).to_have_count(3)
     number = rows.nth(2).locator(".anyadapter-number:visible")
     number.click()
