@@ -9,9 +9,24 @@ from ..algorithms.editing.size import Size
 from .host.memory import AUTOMATIC
 from .schema import advanced
 
+AS_TRAINED, AS_OTHERS = "as trained", "as other loaders do"
 ALL, RANK, ENERGY, ERROR = "all of it", "rank", "kept energy", "error"
 SIZES = (RANK, ENERGY, ERROR)
 LARGEST_RANK = 8192
+
+
+def scale_input() -> io.Combo.Input:
+    """Returns the choice between the scale of the training and that of other loaders."""
+    return advanced(
+        io.Combo.Input(
+            "scale",
+            options=[AS_TRAINED, AS_OTHERS],
+            default=AS_TRAINED,
+            tooltip="Some tools save files that act weaker in every loader than in training. Where "
+            "the metadata prove it, this is corrected and the report says so; the second choice "
+            "leaves it as it is elsewhere.",
+        )
+    )
 
 
 def mode_input() -> io.Combo.Input:

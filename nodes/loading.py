@@ -15,12 +15,10 @@ from .host.files import adapter_names, adapter_path, adapter_state
 from .host.memory import AUTOMATIC
 from .host.messages import show_text
 from .host.preset_files import own_texts
-from .inputs import memory_input, mode_input
-from .schema import advanced
+from .inputs import AS_TRAINED, memory_input, mode_input, scale_input
+from .schema import advanced, optional
 from .sockets import AdapterSocket, ScheduleSocket
 
-AS_TRAINED = "as trained"
-AS_OTHERS = "as other loaders do"
 EVERY_CONDITIONING = "every conditioning"
 ASKING_CONDITIONINGS = "conditionings that ask for it"
 UNCONNECTED = object()
@@ -70,17 +68,7 @@ class LoadAdapter(io.ComfyNode):
                         tooltip="For DyLoRA files: use only the first ranks. 0 uses all.",
                     )
                 ),
-                advanced(
-                    io.Combo.Input(
-                        "scale",
-                        options=[AS_TRAINED, AS_OTHERS],
-                        default=AS_TRAINED,
-                        optional=True,  # workflows of before it in the API's form have none
-                        tooltip="Some tools save files that act weaker in every loader than in "
-                        "training. Where the metadata prove it, this is corrected and the report "
-                        "says so; the second choice leaves it as it is elsewhere.",
-                    )
-                ),
+                *optional(scale_input()),  # workflows of before it in the API's form have none
                 ScheduleSocket.Input(
                     "schedule",
                     optional=True,

@@ -13,7 +13,7 @@ from ..algorithms.report import contents
 from ..algorithms.stack import find_adapter
 from .host.files import adapter_names, adapter_path, adapter_state, load_adapter
 from .host.messages import ReadingBar, show_text
-from .loading import AS_OTHERS, AS_TRAINED
+from .inputs import AS_TRAINED, scale_input
 from .schema import advanced
 from .sockets import AdapterSocket
 
@@ -45,16 +45,7 @@ class OpenAdapter(io.ComfyNode):
                         tooltip="For DyLoRA files: take only the first ranks. 0 takes all.",
                     )
                 ),
-                advanced(
-                    io.Combo.Input(
-                        "scale",
-                        options=[AS_TRAINED, AS_OTHERS],
-                        default=AS_TRAINED,
-                        tooltip="Some tools save files that act weaker in every loader than in "
-                        "training. Where the metadata prove it, this is corrected and the report "
-                        "says so; the second choice leaves it as it is elsewhere.",
-                    )
-                ),
+                scale_input(),
                 advanced(
                     io.String.Input(
                         "files",

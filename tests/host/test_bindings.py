@@ -17,7 +17,8 @@ from anyadapter.algorithms.errors import NonFiniteError, ShapeError
 from anyadapter.nodes import adapting, loading
 from anyadapter.nodes.host import bindings, files, messages
 from anyadapter.nodes.host.applying import Applied
-from anyadapter.nodes.loading import AS_OTHERS, LoadAdapter
+from anyadapter.nodes.inputs import AS_OTHERS
+from anyadapter.nodes.loading import LoadAdapter
 from real_models import real_model
 from without_page import without_page
 

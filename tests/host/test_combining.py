@@ -21,22 +21,10 @@ from base_directory import CHECKPOINT_NAME
 from comfy_server import ComfyServer, PromptRejectedError
 from pictures import Pictures
 from without_page import without_page
-from workflows import Prompt, node, read_latent, text_to_latent
+from workflows import COMBINE, Prompt, node, read_latent, text_to_latent
 
 TOLERANCE = 1e-4
 """Of the effect, as in test_pictures.py."""
-WIDGETS: dict[str, Any] = {
-    "mode": "exact",
-    "size": "rank",
-    "rank": 4,
-    "kept_energy": 0.99,
-    "error": 0.05,
-    "density": 0.5,
-    "sign": "total",
-    "largest_rank": 0,
-    "conv_rank": 0,
-    "strengths": "",
-}
 LINES = "locon | 0.8 | clip 0.3 | blocks IN:0.5\nloha | -0.5\ndiag_oft | 0.6\nlocon | 0.2"
 UNET = "lora_unet_layer"
 
@@ -56,16 +44,17 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def made(text: str, **inputs: Any) -> tuple[AdapterSet, str]:
     """Runs the node, to which the host gives lists."""
-    lists = {name: [value] for name, value in (WIDGETS | inputs).items() if name != "adapter"}
+    values = COMBINE | {"adapters": text} | inputs
+    lists = {name: [value] for name, value in values.items() if name != "adapter"}
     several = {"adapter": inputs["adapter"]} if "adapter" in inputs else {}
-    return CombineAdapters.execute(adapters=[text], **lists, **several).result
+    return CombineAdapters.execute(**lists, **several).result
 
 
 def combined(text: str, **inputs: Any) -> Prompt:
     """The prompt in which Load Adapter gets what the node makes."""
     loader = {"adapter": "", "strength_model": 1.0, "strength_clip": 1.0, "mode": "hook", "rank": 0}
     prompt = text_to_latent(CHECKPOINT_NAME, [loader])
-    prompt["combine"] = node("AnyAdapterCombine", adapters=text, **(WIDGETS | inputs))
+    prompt["combine"] = node("AnyAdapterCombine", **(COMBINE | {"adapters": text} | inputs))
     prompt["combine"]["inputs"] |= {"model": ["checkpoint", 0], "clip": ["checkpoint", 1]}
     prompt["adapter_1"]["inputs"]["trained"] = ["combine", 0]
     return prompt

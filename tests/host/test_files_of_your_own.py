@@ -22,7 +22,7 @@ from comfy_server import ComfyServer, PromptFailedError, PromptInterruptedError,
 from own_loop import in_own_loop
 from pictures import Pictures
 from real_models import MODELS, real_model
-from workflows import Prompt, api_form, node, read_latent, side_by_side, text_to_latent
+from workflows import COMBINE, Prompt, api_form, node, read_latent, side_by_side, text_to_latent
 
 TOLERANCE = 1e-4
 """Of the effect, as in test_pictures.py."""
@@ -30,19 +30,6 @@ SMALL: dict[str, dict[str, Any]] = {
     "EmptyLatentImage": {"width": 64, "height": 64},
     "KSampler": {"steps": 2, "cfg": 3.0},
     "CLIPTextEncode": {"text": "a lighthouse"},
-}
-COMBINE: dict[str, Any] = {
-    "adapters": "",
-    "mode": "exact",
-    "size": "rank",
-    "rank": 4,
-    "kept_energy": 0.99,
-    "error": 0.05,
-    "density": 0.5,
-    "sign": "total",
-    "largest_rank": 0,
-    "conv_rank": 0,
-    "strengths": "",
 }
 CONVERT: dict[str, Any] = {
     "to": "LoRA",

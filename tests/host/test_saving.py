@@ -32,6 +32,7 @@ from anyadapter.algorithms.formats.read import read_file, read_header
 from anyadapter.algorithms.formats.write import for_kohya
 from anyadapter.nodes import opening, saving
 from anyadapter.nodes.host.files import adapter_names, load_adapter
+from anyadapter.nodes.inputs import AS_OTHERS, AS_TRAINED
 from anyadapter.nodes.opening import OpenAdapter
 from anyadapter.nodes.saving import SaveAdapter
 from base_directory import CHECKPOINT_NAME, example_workflow
@@ -174,7 +175,7 @@ def test_the_first_ranks_of_dylora_and_no_correction_are_opened_where_asked(lora
     assert {one.rank for (one,) in load_adapter(name).adapters.values()} == {2}
 
 
-SCALES = (opening.AS_TRAINED, opening.AS_OTHERS)
+SCALES = (AS_TRAINED, AS_OTHERS)
 
 
 def test_a_list_of_names_opens_and_saves_every_file(loras: Path):
@@ -373,7 +374,7 @@ def test_other_tools_make_the_same_weights_of_what_was_saved(
     logging.getLogger("LyCORIS").disabled = True
     path = GOLDEN / "lycoris" / f"{stem}.safetensors"
     (loras / path.name).write_bytes(path.read_bytes())
-    name, _, _ = save(opened(path.name, scale=opening.AS_OTHERS))
+    name, _, _ = save(opened(path.name, scale=AS_OTHERS))
     before, after = load_file(path), load_file(loras / name)
     opened_before: dict[str, Tensor] = {}
     for module in {key.partition(".")[0] for key in before}:

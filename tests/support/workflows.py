@@ -15,6 +15,20 @@ Prompt = dict[str, Any]
 WIDGETS = {"BOOLEAN", "COMBO", "FLOAT", "INT", "STRING"}
 """Types of inputs that have their values on the node."""
 
+COMBINE: dict[str, Any] = {
+    "adapters": "",
+    "mode": "exact",
+    "size": "rank",
+    "rank": 4,
+    "kept_energy": 0.99,
+    "error": 0.05,
+    "density": 0.5,
+    "sign": "total",
+    "largest_rank": 0,
+    "conv_rank": 0,
+    "strengths": "",
+}
+"""What the widgets of Combine Adapters hold, in its fastest mode."""
 ADDED_TO_LOAD: dict[str, Any] = {
     "scale": "as trained",
     "acts_on": "every conditioning",
